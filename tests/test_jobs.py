@@ -1,0 +1,321 @@
+"""The main job: its models, its command line, its run folder, and the ways it can end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from winnow import WinnowError
+
+pytest.importorskip("typer", reason="the command needs the extra cli")
+from typer.testing import CliRunner
+
+from winnow.cli import app
+from winnow.jobs import data, models, options, report, train
+from winnow.jobs.options import Options
+from winnow.jobs.screen import Quiet
+
+
+@pytest.fixture(autouse=True)
+def put_back() -> Any:
+    """The job sets torch's threads and denormals for its process, which here is shared."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+def winnow(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def count(model: nn.Module, least: int = 0) -> int:
+    return sum(p.numel() for p in model.parameters() if p.dim() >= least)
+
+
+# ---- models ----
+
+
+def test_lenet() -> None:
+    model = models.LeNet300100()
+    assert count(model, 2) == 266_200 and count(model) == 266_610
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_nanogpt() -> None:
+    model = models.NanoGPT(models.GPTConfig.benchmark())
+    assert count(model) == 10_745_088
+    assert model.lm_head.weight is model.wte.weight
+    untied = models.NanoGPT(
+        models.GPTConfig(n_layer=1, n_embd=32, vocab=11, tied=False, bias=True, dropout=0.1)
+    )
+    assert untied.lm_head.weight is not untied.wte.weight
+    assert untied(torch.zeros(3, 7, dtype=torch.int64)).shape == (3, 7, 11)
+    with pytest.raises(WinnowError, match="multiple of n_head"):
+        models.GPTConfig(n_embd=30)
+
+
+def test_nanogpt_is_causal() -> None:
+    model = models.NanoGPT(models.GPTConfig(n_layer=2, n_embd=32, vocab=11)).eval()
+    codes = torch.randint(11, (2, 9))
+    other = codes.clone()
+    other[:, 5] = (codes[:, 5] + 1) % 11
+    change = (model(codes) - model(other)).abs().amax((0, 2))
+    assert change[:5].max() == 0 and change[5:].min() > 0
+
+
+def test_resnet20() -> None:
+    model = models.ResNet20()
+    assert 265_000 < count(model) < 275_000
+    assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in model.modules()) == 19
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+# ---- options ----
+
+
+def test_groupings_leave_the_output_layer_whole() -> None:
+    lenet, gpt = models.build("mnist"), models.build("shakespeare", 65, 128)
+    assert list(options.GROUPINGS["rows"](lenet)) == ["fc1.weight", "fc2.weight"]
+    assert list(options.GROUPINGS["columns"](lenet)) == ["fc1.weight", "fc2.weight", "fc3.weight"]
+    assert len(options.GROUPINGS["rows"](gpt)) == len(options.GROUPINGS["columns"](gpt)) == 16
+    assert list(options.GROUPINGS["heads"](gpt)) == [f"h.{n}.attn.c_attn.weight" for n in range(4)]
+
+
+BAD = {
+    "--keep 0.1 --strength 1e-4": "give one of the two",
+    "--keep 0": r"in \(0, 1\], got 0",
+    "--keep 1.5": r"in \(0, 1\], got 1.5",
+    "--keep nan": r"in \(0, 1\], got nan",
+    "--strength -1": "positive number, got -1",
+    "--strength nan": "positive number, got nan",
+    "--how prayer": "choose from decay, gating, masking, dropout",
+    "--where diagonals": "choose from elements, rows, columns, blocks, heads",
+    "--where heads": "has none: train shakespeare",
+    "--optimizer lion": "choose from sgd, adamw",
+    "--how decay --depth 3": "leave it out",
+    "--how masking --where rows": "--where elements",
+    "--how masking --penalty lp": "leave --penalty out",
+    "--how decay --penalty l7": "choose from lp",
+    "--depth 3 --penalty lp": "give one of the two",
+    "--depth 0": "depth",
+    "--how dropout --p 0.5": "--penalty lp",
+    "--epochs 0": "positive number, got 0",
+    "--batch -5": "positive number, got -5",
+    "--lr 0": "positive number, got 0",
+    "--seed -1": "--seed must be in",
+}
+
+
+@pytest.mark.parametrize(("words", "complaint"), BAD.items())
+def test_bad_usage_is_one_line_and_exit_code_2(words: str, complaint: str, tmp_path: Path) -> None:
+    done = winnow("train", "digits", "--epochs", 1, "--out", tmp_path / "run", *words.split())
+    assert done.exit_code == 2
+    assert re.search(complaint, done.stderr) and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words", ["train", "train cifar", "train digits --keep much", "train digits --frob", "plough"]
+)
+def test_other_bad_usage_is_exit_code_2(words: str) -> None:
+    assert winnow(*words.split()).exit_code == 2
+
+
+def test_help_and_version() -> None:
+    shown = winnow("train", "--help").output
+    assert all(word in shown for word in ("--keep", "--strength", "--how", "--where", "--out", "Exit code"))
+    assert re.fullmatch(r"winnow \d+\.\d+\S*\n", winnow("--version").output)
+
+
+def test_the_recorded_command_repeats_the_run() -> None:
+    asked = Options("digits", how="decay", penalty="lp", p=0.7, dense=False, seed=3).filled()
+    words = asked.command().split()
+    assert words[:3] == ["winnow", "train", "digits"] and "--no-dense" in words
+    told = dict(zip(words[3:-1:2], words[4:-1:2], strict=True))
+    assert (
+        told["--p"] == "0.7"
+        and told["--keep"] == "0.1"
+        and told["--seed"] == "3"
+        and told["--epochs"] == "60"
+    )
+
+
+# ---- the job ----
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """One short run through the command line, looked at by several tests."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    return winnow("train", "digits", "--epochs", 3, "--keep", 0.3, "--threads", 1, "--out", folder), folder
+
+
+def test_the_table(digits_run: tuple[Any, Path]) -> None:
+    done, _ = digits_run
+    assert done.exit_code in (0, 3), (
+        done.output
+    )  # three epochs are few: the density may be missed, but said so
+    assert ("missed" in done.stdout) == (done.exit_code == 3)
+    for word in (
+        "test accuracy",
+        "density asked",
+        "density obtained",
+        "parameters",
+        "certificate",
+        "seconds",
+    ):
+        assert word in done.stdout
+    assert all(f"groups alive, fc{n}.weight" in done.stdout for n in (1, 2, 3))
+
+
+def test_the_record(digits_run: tuple[Any, Path]) -> None:
+    _, folder = digits_run
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "done" and record["steps"] == 135 and record["seed"] == 0
+    assert record["command"].startswith("winnow train digits --keep 0.3 --how gating")
+    assert {"python", "torch", "numpy", "winnow"} <= record["environment"]["versions"].keys()
+    assert record["environment"]["threads"] == 1
+    dense, sparse = record["dense"], record["sparse"]
+    assert dense["steps"] == sparse["steps"] == 135 and dense["nonzero"] == dense["parameters"] == 6570
+    assert dense["accuracy"] > 0.8 and dense["error"] == pytest.approx(1 - dense["accuracy"])
+    layers = sparse["layers"]
+    assert sparse["penalised"] == sum(layer["size"] for layer in layers) == 6464
+    assert sparse["density"] == pytest.approx(sum(layer["nonzero"] for layer in layers) / 6464, abs=1e-4)
+    assert sparse["certificate"]["words"]
+    assert str(Path.home()) not in json.dumps(record) and str(folder) not in json.dumps(record)
+
+
+def test_the_history(digits_run: tuple[Any, Path]) -> None:
+    _, folder = digits_run
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert tuple(rows[0]) == train.COLUMNS
+    assert [(row["side"], row["step"]) for row in rows] == [
+        (side, str(step)) for side in ("dense", "sparse") for step in (45, 90, 135)
+    ]
+    assert float(rows[2]["lr"]) == pytest.approx(0, abs=1e-9)
+    assert float(rows[2]["train_loss"]) < float(rows[0]["train_loss"])
+
+
+def test_the_models_come_back(digits_run: tuple[Any, Path]) -> None:
+    from safetensors.torch import load_model
+
+    _, folder = digits_run
+    record, digits = json.loads((folder / "run.json").read_text()), data.load("digits")
+    for file, side in (("model", "sparse"), ("dense", "dense")):
+        model = models.build("digits")
+        load_model(model, folder / f"{file}.safetensors")
+        assert train.evaluate(model, digits)[1] == record[side]["accuracy"]
+        assert sum(int(p.count_nonzero()) for p in model.parameters()) == record[side]["nonzero"]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(digits_run: tuple[Any, Path]) -> None:
+    _, folder = digits_run
+    before = (folder / "run.json").read_bytes()
+    done = winnow("train", "digits", "--epochs", 1, "--out", folder)
+    assert done.exit_code == 2 and "holds a run already" in done.stderr
+    assert (folder / "run.json").read_bytes() == before
+
+
+def test_a_missed_density_is_exit_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MISS", -1.0)
+    done = winnow("train", "digits", "--epochs", 1, "--no-dense", "--out", tmp_path / "run")
+    assert done.exit_code == 3 and "missed" in done.stdout
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["sparse"]["missed"] and record["dense"] is None
+    assert not (tmp_path / "run" / "dense.safetensors").exists()
+
+
+def test_runs_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [report.new_folder(None, "digits-gating-rows-seed0") for _ in range(2)]
+    assert [str(folder) for folder in folders] == [f"runs/digits-gating-rows-seed0-{n}" for n in (1, 2)]
+
+
+def test_without_penalty_both_sides_are_one(tmp_path: Path) -> None:
+    asked = Options("digits", how="decay", strength=0.0, epochs=2)
+    record = train.job(asked, tmp_path / "run").record
+    assert record["dense"]["loss"] == pytest.approx(record["sparse"]["loss"], rel=1e-5)
+
+
+class Stopper(Quiet):
+    """Presses Ctrl-C at a step of a side."""
+
+    def __init__(self, side: int, step: int) -> None:
+        self.countdown, self.side, self.sides = step, side, 0
+
+    def begin(self, name: str, steps: int) -> None:
+        self.sides += 1
+
+    def step(self, loss: float, run: Any, keep: float | None) -> None:
+        self.countdown -= self.sides == self.side
+        if self.countdown == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_ctrl_c_saves_what_there_is(side: int, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    outcome = train.job(Options("digits", epochs=2), tmp_path / "run", Stopper(side, 7))
+    assert outcome.code == 130 and signal.getsignal(signal.SIGINT) is before
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert record[("dense", "sparse")[side - 1]]["steps"] == 7
+    assert (tmp_path / "run" / "model.safetensors").exists() == (side == 2)
+    assert (tmp_path / "run" / "dense.safetensors").exists()
+    report.table(record)
+
+
+def test_broken_training_is_recorded(tmp_path: Path) -> None:
+    done = winnow("train", "digits", "--lr", "1e30", "--epochs", 1, "--out", tmp_path / "run")
+    assert done.exit_code == 2 and "smaller --lr" in done.stderr.replace("\n", " ")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "failed" and "loss is" in record["error"]
+
+
+@pytest.mark.parametrize("how", options.ROUTES)
+@pytest.mark.parametrize("where", [word for word in options.GROUPINGS if word != "heads"])
+def test_every_route_takes_every_grouping(how: str, where: str) -> None:
+    digits = data.load("digits")
+    if how == "masking" and where != "elements":
+        pytest.skip("masking acts on single weights")
+    side = train.prepare(Options("digits", how=how, where=where, epochs=1).filled(), digits)[1]
+    for x, y in list(digits.batches(32, 0, 0))[:3]:
+        train.one_step(side, x, y)
+    assert side.run.strength > 0 and 0 < side.run.density() <= 1
+
+
+@pytest.mark.skipif(not os.environ.get("WINNOW_DATA"), reason="WINNOW_DATA is not set: no real data at hand")
+def test_shakespeare_learns() -> None:
+    text = data.load("shakespeare", block=32)
+    side, sparse = train.prepare(Options("shakespeare", where="heads", epochs=1, batch=8).filled(), text)
+    assert [layer.groups for layer in sparse.run.layers()] == [4, 4, 4, 4]
+    losses = [train.one_step(side, x, y) for (x, y), _ in zip(text.batches(8, 0, 0), range(30), strict=False)]
+    assert losses[0] == pytest.approx(4.17, abs=0.1) and losses[-1] < 3.3  # ln 65 at the start
+
+
+def test_the_job_needs_no_extras_to_import() -> None:
+    blocked = "import sys; sys.modules.update(rich=None, typer=None, sklearn=None, safetensors=None);"
+    work = "import winnow, winnow.jobs.train as t; print(len(t.prepare.__doc__))"
+    subprocess.run([sys.executable, "-c", blocked + work], check=True, timeout=60)
+
+
+def test_plain_makes_anything_json() -> None:
+    value = {
+        "a": torch.tensor([1.5, float("nan")]),
+        3: (torch.tensor(2), float("inf")),
+        "p": Path("x"),
+        "b": True,
+    }
+    assert report.plain(value) == {"a": [1.5, None], "3": [2, None], "p": "x", "b": True}

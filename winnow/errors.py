@@ -1,0 +1,35 @@
+"""What can go wrong, by name: every error says what was given, what was expected and what to try next."""
+
+from __future__ import annotations
+
+
+class WinnowError(ValueError):
+    """Base of all errors raised by Winnow."""
+
+
+class PenaltyError(WinnowError):
+    """A penalty's parameter is out of range, or it lacks what a route needs."""
+
+
+class GroupError(WinnowError):
+    """A grouping does not fit the tensor it was asked to cut."""
+
+
+class AttachError(WinnowError):
+    """`attach` was asked for something that cannot be trained so; nothing was changed."""
+
+
+class CheckpointError(WinnowError):
+    """A checkpoint does not belong to this run; nothing was loaded."""
+
+
+class GradientError(WinnowError):
+    """A gradient is not finite; the step was not taken."""
+
+
+class ScheduleError(WinnowError):
+    """A schedule's numbers are out of range."""
+
+
+class WinnowWarning(UserWarning):
+    """Training goes on, but probably not the way that was meant."""

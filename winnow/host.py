@@ -1,0 +1,327 @@
+"""The optimizer as host: its hooks carry every step, its state carries the factors.
+
+Between two steps the optimizer is an ordinary one: `param_groups` hold the model's own weights, so `zero_grad`,
+gradient scalers, clipping and schedulers see what they always see, and everything of ours lies under the key "winnow":
+tensors in `optimizer.state[weight]`, numbers in `param_groups[0]`.  Only while `step` runs do the factors stand in the
+weights' places, in groups of the same settings but without weight decay (a decoupled decay on a factor would change the
+penalty; the coupled one is already in the pulled gradient).
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from winnow.errors import CheckpointError, GradientError, WinnowWarning
+from winnow.fused import Fused
+from winnow.routes.base import FactoredLane, Lane, Moment, flow_rate
+from winnow.schedules import Clock
+
+KEY = "winnow"
+
+
+@final
+class Host:
+    """Runs the lanes inside one optimizer's steps; `advance(host)` is called after each."""
+
+    def __init__(self, optimizer: Optimizer, lanes: Sequence[Lane], fused: Fused | None, advance: Any) -> None:
+        self.optimizer = optimizer
+        self.lanes = list(lanes)
+        self.fused = fused
+        self.advance = advance
+        self._lane_of = {id(lane.site.theta): lane for lane in self.lanes}
+        self._home = {id(lane): _index(optimizer, lane.site.theta) for lane in self.lanes}
+        self._versions: dict[int, int] = {}
+        self._active: list[tuple[Lane, Moment]] = []
+        self._fused: list[tuple[Lane, Moment]] = []
+        self._own_groups: list[dict[str, Any]] | None = None
+        self._parts: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._bags: dict[int, dict[str, Any]] = {}
+        self._incoming: Mapping[str, Any] | None = None
+        self._handles: list[Any] = []
+
+    # ---- what is kept where ------------------------------------------------------------------------------------
+
+    def group(self, lane: Lane) -> dict[str, Any]:
+        """The optimizer's own parameter group of the lane's weight."""
+        return (self._own_groups or self.optimizer.param_groups)[self._home[id(lane)]]
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """Our numbers; replaced, never changed, so that a state_dict taken earlier stays what it was."""
+        return self.optimizer.param_groups[0][KEY]  # type: ignore[no-any-return]
+
+    def write(self, **changes: Any) -> None:
+        """Replace some of our numbers."""
+        first = self.optimizer.param_groups[0]
+        first[KEY] = {**first.get(KEY, {}), **changes}
+
+    @property
+    def clock(self) -> Clock:
+        record = self.record
+        return Clock(record["step"], record["flow"], record["dose"], record["memory"])
+
+    @property
+    def frozen(self) -> bool:
+        return bool(self.record["frozen"])
+
+    def moment(self, lane: Lane, scale: float | Tensor = 1.0) -> Moment:
+        record = self.record
+        return Moment(record["strength"], record["step"], self.group(lane), scale)
+
+    def rate(self) -> float:
+        """Flow rate of the coming step, averaged over the weights."""
+        sizes = [lane.site.theta.numel() for lane in self.lanes]
+        rates = [flow_rate(self.group(lane)) for lane in self.lanes]
+        return sum(s * r for s, r in zip(sizes, rates, strict=True)) / sum(sizes)
+
+    def bag(self, lane: Lane) -> dict[str, Any]:
+        """Our tensors in the optimizer's state for the lane's weight."""
+        return self.optimizer.state[lane.site.theta].setdefault(KEY, {})  # type: ignore[no-any-return]
+
+    def state(self, lane: Lane) -> dict[str, Any]:
+        """What the optimizer remembers of the weight, or per coordinate of its factors."""
+        if lane.coordinates():
+            bag = self.bag(lane)
+            own = {name: bag[name]["state"] for name in lane.coordinates()}
+            return {**self.optimizer.state[lane.site.theta], **own}
+        return self.optimizer.state[lane.site.theta]
+
+    # ---- open and close ----------------------------------------------------------------------------------------
+
+    def install(self, strength: float) -> None:
+        """Take the factors' places in the optimizer's state and hang the hooks."""
+        optimizer = self.optimizer
+        sites = {lane.site.name: str(lane) for lane in self.lanes}
+        self.write(step=0, flow=0.0, dose=0.0, memory={}, strength=strength, frozen=False, sites=sites)
+        for lane in self.lanes:
+            if not lane.steps_weight:
+                optimizer.state.pop(lane.site.theta, None)  # the weight's momentum means nothing to its factors
+            self._shelve(lane, {})
+            lane.open(self.moment(lane))
+        self._handles = [
+            optimizer.register_step_pre_hook(self._pre),
+            optimizer.register_step_post_hook(self._post),
+            optimizer.register_load_state_dict_pre_hook(self._load_pre),
+            optimizer.register_load_state_dict_post_hook(self._load_post),
+        ]
+
+    def remove(self) -> None:
+        """Give the optimizer back as it was, without our state."""
+        self._swap_out()
+        for handle in self._handles:
+            handle.remove()
+        for lane in self.lanes:
+            lane.close()
+            state = self.optimizer.state[lane.site.theta]
+            state.pop(KEY, None)
+            if not state:
+                del self.optimizer.state[lane.site.theta]
+        self.optimizer.param_groups[0].pop(KEY, None)
+
+    # ---- one step ----------------------------------------------------------------------------------------------
+
+    @torch.compiler.disable
+    def _pre(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        self._swap_out()  # an exception may have left the last step half-way
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._begin()
+            return None
+
+        def wrapped() -> Any:
+            loss = closure()
+            self._begin()
+            return loss
+
+        return (args[0],), {**kwargs, "closure": wrapped}
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        optimizer = self.optimizer
+        scale = getattr(optimizer, "grad_scale", None)
+        self._active, self._fused = [], []
+        for lane in self.lanes:
+            grad = lane.site.theta.grad
+            if grad is None:
+                continue
+            if grad.is_sparse:
+                raise GradientError(f"{lane.site.name!r} has a sparse gradient; build its embedding with sparse=False")
+            self._notice_change(lane)
+            moment = self.moment(lane, 1.0 if scale is None else scale.to(grad.device))
+            fits = self.fused is not None and scale is None and self.fused.fits(lane, moment)
+            (self._fused if fits else self._active).append((lane, moment))
+        self._check_finite()
+        for lane, moment in self._active:
+            lane.before(moment)
+        self._swap_in()
+
+    @torch.compiler.disable
+    def _post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._own_groups is None:
+            return
+        self._swap_out()
+        found = getattr(optimizer, "found_inf", None)
+        if found is not None and float(found) > 0:
+            return  # the optimizer skipped this step, and so do we
+        with torch.no_grad():
+            for lane, moment in self._fused:
+                assert self.fused is not None
+                self.fused.step(lane, moment, self.state(lane))
+            for lane, moment in self._active:
+                lane.after(moment, self.state(lane))
+            for lane in self.lanes:
+                self._hold_zeros(lane)
+                self._versions[id(lane)] = lane.site.theta._version
+            self.advance(self)
+
+    def _notice_change(self, lane: Lane) -> None:
+        """Weights written by somebody else since the last push: start the factors again from what is there now."""
+        theta = lane.site.theta
+        if not isinstance(lane, FactoredLane) or self._versions.get(id(lane), theta._version) == theta._version:
+            return
+        if not lane.agrees():
+            warnings.warn(
+                f"{lane.site.name!r} was changed outside the optimizer at step {self.record['step']}; its factors start "
+                "again from the new weights", WinnowWarning, stacklevel=2
+            )
+            lane.restart()
+
+    def _check_finite(self) -> None:
+        if getattr(self.optimizer, "found_inf", None) is not None:
+            return  # the gradient scaler has looked, and the optimizer will skip the step by itself
+        lanes = [lane for lane, _ in (*self._active, *self._fused)]
+        sums = [_whole_sum(lane.site.theta.grad) for lane in lanes]
+        if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
+            return
+        for lane in lanes:
+            grad = lane.site.theta.grad
+            assert grad is not None
+            if float(_whole_sum((~torch.isfinite(grad)).float())):
+                raise GradientError(
+                    f"the gradient of {lane.site.name!r} is not finite at step {self.record['step']}; the step was not "
+                    "taken, weights, factors and optimizer state are as before it. Lower the learning rate, clip "
+                    "gradients, or skip this batch with optimizer.zero_grad()"
+                )
+
+    def _hold_zeros(self, lane: Lane) -> None:
+        """Frozen zeros of a weight that steps itself (a product of zero factors holds by itself)."""
+        alive = self.bag(lane).get("alive")
+        if alive is not None:
+            lane.site.groups.split(lane.site.theta).mul_(alive)
+
+    # ---- factors in the weights' places ------------------------------------------------------------------------
+
+    def _swap_in(self) -> None:
+        optimizer, taken = self.optimizer, {id(lane.site.theta) for lane, _ in self._fused}
+        self._own_groups = optimizer.param_groups
+        for lane in self.lanes:
+            bag = self._bags[id(lane)] = optimizer.state[lane.site.theta].pop(KEY, {})
+            if id(lane.site.theta) not in taken:
+                for name, factor in lane.coordinates().items():
+                    optimizer.state[factor] = bag[name]["state"]
+        self._parts = [
+            (group, part) for group in self._own_groups for part in self._split(group, taken) if part["params"]
+        ]
+        optimizer.param_groups = [part for _, part in self._parts]
+
+    def _split(self, group: dict[str, Any], taken: set[int]) -> list[dict[str, Any]]:
+        """A group's foreign weights, and what stands for ours, which no weight decay may touch."""
+        ours: list[Tensor] = []
+        for theta in group["params"]:
+            lane = self._lane_of.get(id(theta))
+            if lane is not None and id(theta) not in taken:
+                ours += [*([theta] if lane.steps_weight else []), *lane.coordinates().values()]
+        rest = [theta for theta in group["params"] if id(theta) not in self._lane_of]
+        bare = {"weight_decay": group["weight_decay"] * 0} if "weight_decay" in group else {}
+        return [{**group, "params": rest}, {**group, "params": ours, **bare}]
+
+    def _swap_out(self) -> None:
+        if self._own_groups is None:
+            return
+        self.optimizer.param_groups, self._own_groups = self._own_groups, None
+        for group, part in self._parts:
+            for key, value in part.items():  # an optimizer may count in its groups
+                if key not in ("params", "weight_decay", KEY):
+                    group[key] = value
+        for lane in self.lanes:
+            self._shelve(lane, self._bags.pop(id(lane)))
+
+    def _shelve(self, lane: Lane, bag: dict[str, Any]) -> None:
+        """Put the coordinates, their optimizer state and whatever else must be saved under our key."""
+        state = self.optimizer.state
+        shelf: dict[str, Any] = {}
+        for name, factor in lane.coordinates().items():
+            own = state.pop(factor, None)
+            shelf[name] = {"value": factor.detach(), "state": bag.get(name, {}).get("state", {}) if own is None else own}
+        shelf.update(lane.keeps())
+        if "alive" in bag:
+            shelf["alive"] = bag["alive"]
+        if shelf:
+            state[lane.site.theta][KEY] = shelf
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def _load_pre(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        groups = state_dict.get("param_groups") or [{}]
+        saved = groups[0].get(KEY)
+        if saved is None:
+            raise CheckpointError(
+                "this optimizer checkpoint was made without Winnow; load it before attach(), which then starts from it"
+            )
+        ours = self.record["sites"]
+        for name in {**ours, **saved["sites"]}:
+            was, now = saved["sites"].get(name, "not penalised"), ours.get(name, "not penalised")
+            if was != now:
+                raise CheckpointError(
+                    f"the checkpoint does not fit: {name!r} was trained as [{was}] and is attached as [{now}]; "
+                    "attach with the same how= and where=, or start without the checkpoint"
+                )
+        self._incoming = state_dict
+
+    def _load_post(self, optimizer: Optimizer) -> None:
+        """Exact values: torch casts what it loads to the weight's dtype, which masks and float32 factors must not be."""
+        assert self._incoming is not None
+        saved, self._incoming = self._incoming, None
+        keys = [key for group in saved["param_groups"] for key in group["params"]]
+        params = [theta for group in optimizer.param_groups for theta in group["params"]]
+        key_of = {id(theta): key for key, theta in zip(keys, params, strict=True)}
+        for lane in self.lanes:
+            theta = lane.site.theta
+            bag = saved["state"].get(key_of[id(theta)], {}).get(KEY, {})
+            optimizer.state[theta].pop(KEY, None)
+            shelf = {name: _placed(value, theta.device) for name, value in bag.items()}
+            for name, factor in lane.coordinates().items():
+                factor.data.copy_(shelf[name]["value"])
+            lane.restore({name: value for name, value in shelf.items() if isinstance(value, Tensor)})
+            self._shelve(lane, shelf)
+            if isinstance(lane, FactoredLane):
+                lane.push()
+            self._versions[id(lane)] = theta._version
+            lane.open(self.moment(lane))
+
+
+def _index(optimizer: Optimizer, theta: Tensor) -> int:
+    return next(i for i, group in enumerate(optimizer.param_groups) if any(p is theta for p in group["params"]))
+
+
+def _whole_sum(x: Tensor | None) -> Tensor:
+    """The sum over all ranks' shards, so that every rank decides alike."""
+    assert x is not None
+    total = x.sum(dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None)
+    return total.full_tensor() if hasattr(total, "full_tensor") else total  # type: ignore[no-any-return]
+
+
+def _placed(value: Any, device: torch.device) -> Any:
+    """A deep copy on `device`, dtypes untouched; step counters stay where they are."""
+    if isinstance(value, Tensor):
+        return value.to(device, copy=True) if value.ndim else value.clone()
+    if isinstance(value, Mapping):
+        return {key: _placed(inner, device) for key, inner in value.items()}
+    return copy.deepcopy(value)

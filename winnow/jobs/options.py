@@ -1,0 +1,199 @@
+"""OPTIONS: what the main job can be asked for, its defaults, and words turned into the core's objects."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+import winnow
+from winnow import WinnowError
+
+from . import data as data_sets
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A data set's defaults; `lr` by optimizer. Found on the dense control, never on a sparse run."""
+
+    epochs: int
+    batch: int
+    optimizer: str
+    lr: dict[str, float]
+    block: int = 0
+
+
+PRESETS = {
+    "digits": Preset(epochs=60, batch=32, optimizer="sgd", lr={"sgd": 0.1, "adamw": 3e-3}),
+    "mnist": Preset(epochs=20, batch=128, optimizer="sgd", lr={"sgd": 0.1, "adamw": 1e-3}),
+    "fashion": Preset(epochs=20, batch=128, optimizer="sgd", lr={"sgd": 0.1, "adamw": 1e-3}),
+    "shakespeare": Preset(epochs=4, batch=16, optimizer="adamw", lr={"sgd": 0.1, "adamw": 1e-3}, block=128),
+}
+
+PENALTIES: dict[str, Callable[[Any], Any]] = {
+    "lp": lambda p: winnow.Lp(0.5 if p is None else p),
+    "logsum": lambda p: winnow.LogSum(2.0),
+    "mcp": lambda p: winnow.MCP(1.0),
+}
+
+# one line per route: options -> the core's object
+ROUTES: dict[str, Callable[[Any], Any]] = {
+    "decay": lambda o: winnow.Decay(PENALTIES[o.penalty or "lp"](o.p)),
+    "gating": lambda o: (
+        winnow.Gating(PENALTIES[o.penalty](o.p))
+        if o.penalty
+        else winnow.Gating(depth=3 if o.depth is None else o.depth)
+    ),
+    "masking": lambda o: winnow.Masking(beta=1.0),
+    "dropout": lambda o: winnow.Dropout(PENALTIES[o.penalty or "logsum"](o.p)),
+}
+
+# one line per grouping: model -> what attach takes as `where`
+GROUPINGS: dict[str, Callable[[nn.Module], Any]] = {
+    "elements": lambda model: winnow.Elements(),
+    "rows": lambda model: dict.fromkeys(layer_weights(model, last=False), winnow.Rows()),
+    "columns": lambda model: dict.fromkeys(layer_weights(model, last=True), winnow.Columns()),
+    "blocks": lambda model: dict.fromkeys(layer_weights(model, last=False), winnow.Blocks((4, 4))),
+    "heads": lambda model: dict.fromkeys(attention_weights(model), winnow.Heads(heads_of(model), fused=3)),
+}
+
+WHERE_HELP = (
+    "What vanishes together. elements: single weights of every tensor of two or more dims. "
+    "rows: a unit with all it reads; the output layer and embeddings stay whole and uncounted. "
+    "columns: an input of a layer, in every layer (an output layer tied to an embedding stays whole). "
+    "blocks: 4x4, where rows are. heads: a head's queries, keys and values (shakespeare only); nothing else."
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run of the main job; None means the default for `data`, filled in by `filled`."""
+
+    data: str
+    keep: float | None = None
+    strength: float | None = None
+    how: str = "gating"
+    where: str = "elements"
+    penalty: str | None = None
+    p: float | None = None
+    depth: float | None = None
+    optimizer: str | None = None
+    lr: float | None = None
+    batch: int | None = None
+    seed: int = 0
+    epochs: int | None = None
+    threads: int | None = None
+    dense: bool = True
+
+    def filled(self) -> Options:
+        """Checked, with every default in place.
+
+        Raises:
+            WinnowError: options that contradict one another or make no sense; says what to change.
+        """
+        for word, table in (("data", PRESETS), ("how", ROUTES), ("where", GROUPINGS)):
+            _choose(word, getattr(self, word), table)
+        preset = PRESETS[self.data]
+        optimizer = self.optimizer or preset.optimizer
+        _choose("optimizer", optimizer, preset.lr)
+        self._check_pairs()
+        filled = dataclasses.replace(
+            self,
+            keep=0.1 if self.keep is None and self.strength is None else self.keep,
+            optimizer=optimizer,
+            lr=preset.lr[optimizer] if self.lr is None else self.lr,
+            batch=preset.batch if self.batch is None else self.batch,
+            epochs=preset.epochs if self.epochs is None else self.epochs,
+        )
+        filled._check_numbers()
+        return filled
+
+    def command(self) -> str:
+        """The command line that repeats this run on any machine, defaults spelled out."""
+        words = ["winnow", "train", self.data]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "dense":
+                words += [] if value else ["--no-dense"]
+            elif field.name != "data" and value is not None:
+                words += [f"--{field.name}", f"{value:g}" if isinstance(value, float) else str(value)]
+        return shlex.join(words)
+
+    @property
+    def text(self) -> bool:
+        """Whether the model predicts characters (judged by its loss), not classes (judged by its errors)."""
+        return self.data == "shakespeare"
+
+    def _check_pairs(self) -> None:
+        if self.keep is not None and self.strength is not None:
+            raise WinnowError(
+                "--keep asks for a density and --strength for a fixed penalty: give one of the two"
+            )
+        if self.where == "heads" and not self.text:
+            raise WinnowError(
+                f"--where heads needs a model with attention, {self.data}'s has none: train shakespeare"
+            )
+        if self.how == "masking" and self.where != "elements":
+            raise WinnowError("--how masking acts on single weights: use --where elements, or --how gating")
+        if self.depth is not None and self.how != "gating":
+            raise WinnowError(
+                f"--depth counts the factors of --how gating; --how {self.how} has none: leave it out"
+            )
+        if self.depth is not None and self.penalty is not None:
+            raise WinnowError("--depth D is --penalty lp with p = 2/D: give one of the two")
+        if self.penalty is not None:
+            if self.how == "masking":
+                raise WinnowError("--how masking has a penalty of its own: leave --penalty out")
+            _choose("penalty", self.penalty, PENALTIES)
+        if self.p is not None and (self.penalty or {"decay": "lp"}.get(self.how)) != "lp":
+            raise WinnowError("--p is the exponent of --penalty lp: add that")
+
+    def _check_numbers(self) -> None:
+        for word in ("strength", "lr", "batch", "epochs", "threads"):
+            value = getattr(self, word)
+            low_ok = word == "strength" and value == 0
+            if value is not None and not (low_ok or (value > 0 and math.isfinite(value))):
+                raise WinnowError(f"--{word} must be a positive number, got {value:g}")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise WinnowError(f"--keep is the share of weights to keep, in (0, 1], got {self.keep:g}")
+        if not 0 <= self.seed < 2**32:
+            raise WinnowError(f"--seed must be in [0, 2^32), got {self.seed}")
+
+
+def load_data(options: Options, say: data_sets.Say = lambda line: None) -> data_sets.Data:
+    """The data that `options` names."""
+    return data_sets.load(options.data, block=PRESETS[options.data].block, say=say)
+
+
+def layer_weights(model: nn.Module, last: bool) -> list[str]:
+    """Names of the weights of linear and convolution layers, embeddings (and what is tied to them) left out.
+
+    `last`: with the output layer's too, which is the last such layer.
+    """
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    layers = [
+        (f"{name}.weight", module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
+    ]
+    return [name for name, weight in (layers if last else layers[:-1]) if id(weight) not in embedded]
+
+
+def attention_weights(model: nn.Module) -> list[str]:
+    """Names of the fused query-key-value weights, (3 * width, width)."""
+    return [name for name, _ in model.named_parameters() if name.endswith("c_attn.weight")]
+
+
+def heads_of(model: nn.Module) -> int:
+    """Attention heads per layer."""
+    return int(model.config.n_head)  # type: ignore[union-attr, arg-type]
+
+
+def _choose(word: str, value: str, table: Any) -> None:
+    if value not in table:
+        raise WinnowError(f"no {word} {value!r}: choose from {', '.join(table)}")

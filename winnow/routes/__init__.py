@@ -1,0 +1,9 @@
+"""HOW: the routes down L(w) + λ·ΣΩ(‖w_g‖). One file each; no route imports another."""
+
+from winnow.routes.base import Route
+from winnow.routes.decay import Decay
+from winnow.routes.dropout import Bernoulli, Dropout, Expected, Gaussian
+from winnow.routes.gating import Gating
+from winnow.routes.masking import Masking
+
+__all__ = ["Bernoulli", "Decay", "Dropout", "Expected", "Gating", "Gaussian", "Masking", "Route"]

@@ -1,0 +1,295 @@
+"""HOW, in general: a `Route` is a frozen description; its `Lane` walks one weight down it, one optimizer step at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from winnow.errors import AttachError
+from winnow.factors import Factorisation
+from winnow.groups import Groups, Split
+from winnow.penalties import Penalty
+
+UNDERFLOW = 1e-30
+"""Group norms below this are set to exact zero, factors and optimizer state with them: they are far below every
+threshold in use, cannot come back in any training of finite length, and would turn into denormals, on which a CPU is
+ten times slower."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One penalised weight: its name in the model, the tensor, and its groups."""
+
+    name: str
+    theta: nn.Parameter
+    groups: Groups
+    owners: tuple[tuple[nn.Module, str], ...] = field(default=(), repr=False)
+    """Every (module, attribute) that holds the tensor: more than one for tied weights."""
+
+
+@final
+@dataclass(frozen=True)
+class Moment:
+    """What a lane may know of the step under way."""
+
+    strength: float
+    step: int
+    group: Mapping[str, Any]
+    """The optimizer's parameter group of the weight: learning rate, betas, …"""
+    scale: float | Tensor = 1.0
+    """Gradients are this many times too large (fused optimizers under a gradient scaler)."""
+
+    @property
+    def rate(self) -> float:
+        return flow_rate(self.group)
+
+
+def flow_rate(group: Mapping[str, Any]) -> float:
+    """Learning rate per step of the flow an optimizer follows: lr·(1−dampening)/(1−μ) for SGD, lr for the others."""
+    lr = float(group["lr"])
+    if "momentum" in group and "dampening" in group:
+        return lr * (1 - float(group["dampening"] if group["momentum"] else 0)) / (1 - float(group["momentum"]))
+    return lr
+
+
+class Motion(Protocol):
+    """One step as a pure function, hashable by what it computes, so that it can be compiled once and fused.
+
+    Given the weight, its gradient and the stepped tensors `xs` (grouped views), and `move(index, gradient)` that gives
+    xs[index] after the optimizer's update, the flow rate and the rate in the optimizer's own metric, returns
+    (new weight, new xs).
+    """
+
+    def __call__(
+        self, theta: Tensor, g: Tensor, xs: Sequence[Tensor], groups: Split, strength: Tensor, move: Move
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+    def __hash__(self) -> int: ...
+
+
+Move = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+class Lane(ABC):
+    """One weight's way: what steps in its place, and what happens right before and after the optimizer's step."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def coordinates(self) -> dict[str, nn.Parameter]:
+        """The tensors that the optimizer steps instead of the weight; empty if it steps the weight itself."""
+        return {}
+
+    @property
+    def steps_weight(self) -> bool:
+        """Whether the optimizer steps the weight itself."""
+        return not self.coordinates()
+
+    def keeps(self) -> dict[str, Tensor]:
+        """Further tensors that a checkpoint must hold."""
+        return {}
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Take back what `keeps` gave."""
+
+    def open(self, moment: Moment) -> None:  # noqa: B027 - optional
+        """Before training's next forward pass: the strength in force from now on."""
+
+    @abstractmethod
+    def before(self, moment: Moment) -> None:
+        """The weight's gradient is known, the step not yet taken."""
+
+    @abstractmethod
+    def after(self, moment: Moment, state: Mapping[str, Any]) -> None:
+        """The optimizer has stepped; `state` is its state for the weight."""
+
+    def motion(self, moment: Moment) -> Motion | None:
+        """The coming step as a pure function for the fast path; None if it is not one."""
+        return None
+
+    @abstractmethod
+    def energy(self) -> Tensor:
+        """Smooth penalty per group (equal to Ω where the route has no factors)."""
+
+    @abstractmethod
+    def imbalance(self) -> Tensor | None:
+        """Per group, zero at stationary points; None where the route has no factors."""
+
+    def vanished(self) -> Tensor | None:
+        """Groups that have underflowed on their own and can be zeroed; None where that cannot be told."""
+        return None
+
+    @abstractmethod
+    def zero(self, dead: Tensor, state: MutableMapping[str, Any]) -> None:
+        """Set the groups marked in `dead` (gate-shaped, bool) to zero for good, the optimizer's memory of them too."""
+
+    def doomed(self, strength: float) -> Tensor:
+        """Groups that count as zero at the end though their norm is not: none, unless the route says so."""
+        return torch.zeros_like(self.site.groups.norm(self.site.theta.detach()), dtype=torch.bool)
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """Leave the model as it was found."""
+
+
+def erase(state: MutableMapping[str, Any], groups: Groups, dead: Tensor, like: torch.Size) -> None:
+    """Zero the tensors of an optimizer's state that mirror a weight or its gates, where `dead`."""
+    for value in state.values():
+        if isinstance(value, Tensor) and value.shape == like:
+            view = groups.split(value) if tuple(like) == groups.shape else value
+            view.masked_fill_(dead, 0)
+
+
+class WeightLane(Lane):
+    """A lane on which the optimizer steps the weight itself."""
+
+    penalty: Penalty
+
+    def __str__(self) -> str:
+        return f"{self.penalty}; {self.site.groups}"
+
+    def norm(self) -> Tensor:
+        """‖θ_g‖ now."""
+        return self.site.groups.norm(self.site.theta.detach())
+
+    def energy(self) -> Tensor:
+        return self.penalty.value(self.norm()) * self.site.groups.scale
+
+    def imbalance(self) -> Tensor | None:
+        return None
+
+    @torch.no_grad()
+    def zero(self, dead: Tensor, state: MutableMapping[str, Any]) -> None:
+        groups = self.site.groups
+        groups.split(self.site.theta.data).masked_fill_(dead, 0)
+        erase(state, groups, dead, self.site.theta.shape)
+
+
+@final
+class FactoredLane(Lane):
+    """pull: factor gradients by the chain rule; the optimizer steps the factors; push: θ ← their product."""
+
+    def __init__(self, site: Site, factorisation: Factorisation) -> None:
+        super().__init__(site)
+        self.factorisation = factorisation
+        with torch.no_grad():
+            factors = factorisation.start(site.theta.detach(), site.groups)
+        # float32 masters for half-precision weights: λ·lr is far below their resolution
+        wide = torch.float32 if site.theta.dtype in (torch.float16, torch.bfloat16) else site.theta.dtype
+        self.factors = {
+            name: nn.Parameter(f.to(wide)) for name, f in zip(factorisation.names, factors, strict=True)
+        }
+        self.push()
+
+    def __str__(self) -> str:
+        return f"{self.factorisation}; {self.site.groups}"
+
+    def coordinates(self) -> dict[str, nn.Parameter]:
+        return self.factors
+
+    def tensors(self) -> list[Tensor]:
+        return [factor.detach() for factor in self.factors.values()]
+
+    def agrees(self) -> bool:
+        """Whether the weight still is the product of the factors."""
+        with torch.no_grad():
+            return torch.equal(self.site.theta, self.factorisation.product(self.tensors(), self.site.groups).to(self.site.theta))
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Factors anew from the weight as it is; groups whose factors are all zero stay zero."""
+        dead = self.energy() == 0
+        for factor, value in zip(self.tensors(), self.factorisation.start(self.site.theta.detach(), self.site.groups), strict=True):
+            factor.copy_(value)
+        self.zero(dead, {})
+        self.push()
+
+    @torch.no_grad()
+    def push(self) -> None:
+        """θ ← product of the factors."""
+        self.site.theta.copy_(self.factorisation.product(self.tensors(), self.site.groups))
+
+    @torch.no_grad()
+    def before(self, moment: Moment) -> None:
+        theta, factors = self.site.theta, self.tensors()
+        assert theta.grad is not None
+        g = theta.grad.to(factors[0].dtype)
+        grads = self.factorisation.pull(g, factors, self.site.groups, moment.strength * moment.scale)
+        for factor, grad in zip(self.factors.values(), grads, strict=True):
+            factor.grad = grad
+
+    def after(self, moment: Moment, state: Mapping[str, Any]) -> None:
+        for factor in self.factors.values():
+            factor.grad = None
+        for factor, value in zip(self.tensors(), self.factorisation.clip(self.tensors()), strict=True):
+            if value is not factor:
+                factor.copy_(value)
+        self.push()
+
+    def motion(self, moment: Moment) -> Motion | None:
+        return FactoredMotion(self.factorisation)
+
+    def energy(self) -> Tensor:
+        return self.factorisation.energy(self.tensors(), self.site.groups)
+
+    def imbalance(self) -> Tensor | None:
+        return self.factorisation.imbalance(self.tensors(), self.site.groups)
+
+    def vanished(self) -> Tensor | None:
+        small = self.site.groups.norm(self.site.theta.detach()) < UNDERFLOW
+        return small & (self.energy() < UNDERFLOW ** (1 / 3))  # a zero product of live factors is only passing through
+
+    @torch.no_grad()
+    def zero(self, dead: Tensor, state: MutableMapping[str, Any]) -> None:
+        """All factors of a dead group are zeroed: a product of zeros has no gradient, so zero is absorbing."""
+        groups = self.site.groups
+        for name, factor in self.factors.items():
+            erase({"": factor.data, **state.get(name, {})}, groups, dead, factor.shape)
+        groups.split(self.site.theta.data).masked_fill_(dead, 0)
+
+
+@final
+@dataclass(frozen=True)
+class FactoredMotion:
+    """Pull, update every factor, clip, push."""
+
+    factorisation: Factorisation
+
+    def __call__(
+        self, theta: Tensor, g: Tensor, xs: Sequence[Tensor], groups: Split, strength: Tensor, move: Move
+    ) -> tuple[Tensor, list[Tensor]]:
+        pulled = self.factorisation.pull(g, xs, groups, strength)
+        moved = self.factorisation.clip([move(index, grad)[0] for index, grad in enumerate(pulled)])
+        return self.factorisation.product(moved, groups), moved
+
+
+class Route(ABC):
+    """A way down F(w) = L(w) + λ·ΣΩ(‖w_g‖). Frozen; `lane` opens it for one weight."""
+
+    penalty: Penalty
+    """The Ω whose stationary points the route reaches."""
+
+    @abstractmethod
+    def lane(self, site: Site, optimizer: torch.optim.Optimizer) -> Lane:
+        """Open the route for one weight; raises `AttachError` where it is not defined, before anything is changed."""
+
+    def check(self, site: Site, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 - optional
+        """Raise `AttachError` if the route is not defined for this weight or optimizer; touches nothing."""
+
+    @property
+    def reach(self) -> float:
+        """λτ that a group of norm one, without gradient, needs to fall to float32's resolution."""
+        return 0.0
+
+
+def group_of(optimizer: torch.optim.Optimizer, theta: Tensor) -> dict[str, Any]:
+    """The parameter group that holds `theta`; raises `AttachError` if none does."""
+    for group in optimizer.param_groups:
+        if any(p is theta for p in group["params"]):
+            return group
+    raise AttachError("the weight is not held by the optimizer; build the optimizer from model.parameters()")

@@ -1,0 +1,286 @@
+"""`attach`: a model, its own optimizer, and the four words HOW, WHERE, WHEN; the `Run` it returns is the user's handle."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer, SparseAdam
+
+from winnow import watch
+from winnow.certificate import Certificate, certify
+from winnow.errors import AttachError, ScheduleError, WinnowWarning
+from winnow.fused import Fused
+from winnow.host import KEY, Host
+from winnow.routes.base import Lane, Route, WeightLane
+from winnow.routes.masking import rebalance
+from winnow.schedules import Clock, Constant, Schedule
+from winnow.sites import Where, find_sites
+
+SWEEP = 50
+"""Steps between two searches for groups that have underflown."""
+
+
+def attach(
+    model: nn.Module, optimizer: Optimizer, *, how: Route, where: Where, when: Schedule | float, fused: bool | None = None
+) -> Run:
+    """Train `model` sparse with its own `optimizer`, in the loop you have.
+
+    From now on every `optimizer.step()` descends F(w) = L(w) + λ·ΣΩ(‖w_g‖); the model, its `state_dict` keys and its
+    outputs are unchanged.  `how` is a route (`Gating(depth=3)`), `where` a grouping for every weight of two or more
+    dimensions or a mapping from name pattern to grouping, `when` a strength λ, a schedule, or a target
+    (`Toward(density=0.1, steps=10_000)`).  `fused=None` takes the compiled one-pass step where it pays, `True` insists
+    on it, `False` never does.  The penalised weights' own `weight_decay` is off while attached.
+
+    Raises `AttachError`, `GroupError`, `PenaltyError` or `ScheduleError` before anything is changed.
+    """
+    schedule = _schedule(when)
+    _check_optimizer(optimizer)
+    if not isinstance(how, Route):
+        raise AttachError(f"how must be a route such as Gating(depth=3), got {how!r}")
+    sites = find_sites(model, optimizer, where)
+    for site in sites:
+        how.check(site, optimizer)
+    lanes = [how.lane(site, optimizer) for site in sites]
+    size = sum(site.theta.numel() for site in sites)
+    run = Run(optimizer, how, schedule, lanes, Fused.choose(fused, optimizer, size))
+    watch.at_start(model, optimizer, how, schedule, sites)
+    return run
+
+
+def _schedule(when: Schedule | float) -> Schedule:
+    if isinstance(when, Schedule):
+        return when
+    if isinstance(when, (int, float)) and not isinstance(when, bool):
+        return Constant(float(when))
+    raise ScheduleError(f"when must be a strength, a schedule or a target, got {when!r}; try 1e-4 or Toward(density=0.1, steps=…)")
+
+
+def _check_optimizer(optimizer: Optimizer) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise AttachError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if isinstance(optimizer, (LBFGS, SparseAdam)):
+        raise AttachError(
+            f"{type(optimizer).__name__} cannot carry factors (it takes several looks at the loss, or sparse gradients); "
+            "use SGD, Adam, AdamW or any other first-order optimizer"
+        )
+    if KEY in optimizer.param_groups[0]:
+        raise AttachError("this optimizer has a run attached already; call run.settle() or run.release() on it first")
+
+
+@final
+@dataclass(frozen=True)
+class Layer:
+    """One penalised weight's share: groups alive of `groups`, entries nonzero of `size`."""
+
+    name: str
+    alive: int
+    groups: int
+    nonzero: int
+    size: int
+
+
+@final
+class Run:
+    """A training under way. Everything that must survive a restart lies in the optimizer's `state_dict`."""
+
+    def __init__(
+        self, optimizer: Optimizer, how: Route, schedule: Schedule, lanes: list[Lane], fused: Fused | None
+    ) -> None:
+        self.optimizer, self.how, self.schedule = optimizer, how, schedule
+        self._lanes = lanes
+        self._open = True
+        self._last = (0.0, Clock())
+        self._host = Host(optimizer, lanes, fused, self._advance)
+        self._host.install(schedule.strength(Clock()))
+
+    # ---- what is going on --------------------------------------------------------------------------------------
+
+    @property
+    def strength(self) -> float:
+        """λ of the coming step (of the last one, after `settle`)."""
+        return float(self._host.record["strength"]) if self._open else self._last[0]
+
+    @property
+    def clock(self) -> Clock:
+        """Steps, flow time Σ lr/(1−μ) and dose Σ λ·lr/(1−μ) so far."""
+        return self._host.clock if self._open else self._last[1]
+
+    @property
+    def dose(self) -> float:
+        """Σ λ·lr/(1−μ)."""
+        return self.clock.dose
+
+    @property
+    def phase(self) -> str:
+        """One word for progress bars: what the schedule is doing."""
+        return self.schedule.phase(self.clock) if self._open else "settled"
+
+    @property
+    def threshold(self) -> float:
+        """Group norms at or below this count as zero: float resolution of the weights (D-Gating section 2.4)."""
+        return max(torch.finfo(lane.site.theta.dtype).eps for lane in self._lanes)
+
+    def density(self) -> float:
+        """Share of the penalised weights' entries that lie in nonzero groups."""
+        layers = self.layers()
+        return sum(layer.nonzero for layer in layers) / sum(layer.size for layer in layers)
+
+    def layers(self) -> list[Layer]:
+        """Per penalised weight, what is alive."""
+        return [self._layer(lane) for lane in self._lanes]
+
+    def _layer(self, lane: Lane) -> Layer:
+        site = lane.site
+        alive = int((~self._dead(lane)).sum())
+        return Layer(site.name, alive, site.groups.count, alive * site.groups.size, site.theta.numel())
+
+    @torch.no_grad()
+    def _dead(self, lane: Lane, threshold: float | None = None) -> Tensor:
+        norm = whole(lane.site.groups.norm(lane.site.theta.detach()))
+        dead = norm <= (self.threshold if threshold is None else threshold)
+        return dead | whole(lane.doomed(self.strength)) if self._open else dead
+
+    # ---- what the user may do ----------------------------------------------------------------------------------
+
+    def feedback(self, score: float) -> None:
+        """Once per epoch, for schedules that listen: training accuracy, or minus the training loss. Averaged over ranks."""
+        self._must_be_open("feedback")
+        score = _mean_over_ranks(score)
+        size = float(sum(whole(lane.site.theta.detach().abs().sum()) for lane in self._lanes))
+        memory = self.schedule.feedback(self.clock, score, size)
+        clock = Clock(self.clock.step, self.clock.flow, self.clock.dose, memory)
+        self._host.write(memory=dict(memory), strength=self.schedule.strength(clock))
+
+    def rebalance(self, beta: float = 1.0) -> None:
+        """Masking route: set the gap m² − v² to `beta` again; the weights do not change."""
+        self._must_be_open("rebalance")
+        for lane in self._lanes:
+            rebalance(lane, beta)
+
+    def settle(self, threshold: float | None = None) -> Run:
+        """Exact zeros for every group at or below `threshold`, and the optimizer released. Returns the run."""
+        self._must_be_open("settle")
+        target = self.schedule.target
+        if target is not None and not self._host.frozen:
+            warnings.warn(
+                f"settled at step {self.clock.step}, before {self.schedule} froze the zeros: cut to {target:g} by norm "
+                "now, without healing; give Toward the number of steps that are really taken", WinnowWarning, stacklevel=2
+            )
+            self.cut(target)
+        for lane in self._lanes:
+            lane.zero(self._as_local(lane, self._dead(lane, threshold)), self._host.state(lane))
+        self.release()
+        watch.at_end(self)
+        return self
+
+    def release(self) -> None:
+        """Give the optimizer back without touching the weights."""
+        self._must_be_open("release")
+        self._last = (self.strength, self.clock)
+        self._host.remove()
+        self._open = False
+
+    def certificate(self, closure: Callable[[], Tensor] | None = None) -> Certificate:
+        """How well F was solved. `closure` returns the whole training loss; without it the last gradients left are used."""
+        return certify(self._lanes, self.how, self.strength, self.threshold, closure)
+
+    def cut(self, density: float) -> None:
+        """Keep the largest groups by norm up to `density` of all entries, at least one per weight; zero the rest for good."""
+        self._must_be_open("cut")
+        for lane, dead in zip(self._lanes, smallest(self._lanes, density), strict=True):
+            dead = self._as_local(lane, dead)
+            lane.zero(dead, self._host.state(lane))
+            if isinstance(lane, WeightLane):
+                self._host.bag(lane)["alive"] = ~dead
+        self._host.write(frozen=True)
+
+    # ---- inside a step -----------------------------------------------------------------------------------------
+
+    def _advance(self, host: Host) -> None:
+        """The step is taken: count it, ask the schedule, freeze or sweep, and set the strength of the next."""
+        clock, rate = host.clock, host.rate()
+        clock = Clock(clock.step + 1, clock.flow + rate, clock.dose + rate * self.strength, clock.memory)
+        memory = self.schedule.observe(clock, self)
+        clock = Clock(clock.step, clock.flow, clock.dose, memory)
+        density = None if host.frozen else self.schedule.freeze(clock)
+        if density is not None:
+            self.cut(density)
+        host.write(
+            step=clock.step, flow=clock.flow, dose=clock.dose, memory=dict(memory), strength=self.schedule.strength(clock)
+        )
+        if clock.step % SWEEP == 0:
+            self._sweep()
+            watch.under_way(self)
+        for lane in self._lanes:
+            lane.open(host.moment(lane))
+
+    def _sweep(self) -> None:
+        for lane in self._lanes:
+            dead = lane.vanished()
+            if dead is not None and bool(whole(dead.any())):
+                lane.zero(dead, self._host.state(lane))
+
+    def norms(self) -> tuple[Tensor, Tensor]:
+        """(norm, entries) of every group, flat: what schedules measure. Norms are divided by their group's weight."""
+        parts = [whole(lane.site.groups.norm(lane.site.theta.detach())).flatten() / lane.site.groups.scale for lane in self._lanes]
+        sizes = [torch.full_like(part, lane.site.groups.size) for part, lane in zip(parts, self._lanes, strict=True)]
+        return torch.cat(parts), torch.cat(sizes)
+
+    def rate(self) -> float:
+        """Present flow rate."""
+        return self._host.rate()
+
+    def _as_local(self, lane: Lane, dead: Tensor) -> Tensor:
+        """A whole mask as the weight's own sharding needs it."""
+        like = lane.site.groups.norm(lane.site.theta.detach())
+        if not hasattr(like, "device_mesh"):
+            return dead
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(dead, like.device_mesh, like.placements)  # type: ignore[attr-defined]
+
+    def _must_be_open(self, verb: str) -> None:
+        if not self._open:
+            raise AttachError(f"cannot {verb}: this run is settled and its optimizer released; attach again to go on")
+
+
+def whole(x: Tensor) -> Tensor:
+    """A sharded tensor gathered; any other as it is."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+@torch.no_grad()
+def smallest(lanes: list[Lane], density: float) -> list[Tensor]:
+    """Gate-shaped masks of the groups to go, so that at most `density` of all entries stay (and one group per weight)."""
+    norms = [whole(lane.site.groups.norm(lane.site.theta.detach())) / lane.site.groups.scale for lane in lanes]
+    sizes = [torch.full((norm.numel(),), lane.site.groups.size, device=norm.device) for norm, lane in zip(norms, lanes, strict=True)]
+    flat = torch.cat([norm.flatten().float() for norm in norms])
+    starts = [0]
+    for norm in norms:
+        starts.append(starts[-1] + norm.numel())
+    for start, norm in zip(starts, norms, strict=False):  # no weight may vanish altogether
+        flat[start + int(norm.flatten().argmax())] = math.inf
+    order = flat.argsort(descending=True, stable=True)
+    size = torch.cat(sizes)[order]
+    budget = round(density * int(size.sum()))
+    kept = order[size.cumsum(0) <= max(budget, int(size[0]))]
+    alive = torch.zeros_like(flat, dtype=torch.bool)
+    alive[kept] = True
+    return [
+        ~alive[start : start + norm.numel()].view(norm.shape) | (norm == 0)
+        for start, norm in zip(starts, norms, strict=False)
+    ]
+
+
+def _mean_over_ranks(score: float) -> float:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return float(score)
+    total = torch.tensor(float(score), dtype=torch.float64)
+    torch.distributed.all_reduce(total)
+    return float(total) / torch.distributed.get_world_size()

@@ -1,0 +1,103 @@
+"""Which weights are penalised, and how they are grouped: `where=` resolved against a model and its optimizer."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from winnow.errors import AttachError, GroupError
+from winnow.groups import Grouping
+from winnow.routes.base import Site
+
+Where = Grouping | Mapping[str, Grouping]
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def find_sites(model: nn.Module, optimizer: Optimizer, where: Where) -> list[Site]:
+    """The penalised weights.
+
+    A `Grouping` takes every trainable weight of two or more dimensions that the optimizer holds; a mapping takes the
+    weights whose names match its shell-style patterns ("fc*.weight"), each exactly once.  Tied weights count once and
+    may be named by any of their names.  Raises `AttachError` or `GroupError`, naming what would have fitted.
+    """
+    names, owners = _names(model)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if isinstance(where, Grouping):
+        chosen = {
+            theta: where for theta in names if theta.ndim >= 2 and theta.requires_grad and id(theta) in held
+        }
+        if not chosen:
+            raise AttachError(
+                "no trainable weight of two or more dimensions is held by the optimizer; "
+                "build the optimizer from this model's parameters, or name the weights with where={pattern: grouping}"
+            )
+    elif isinstance(where, Mapping) and where:
+        chosen = _match(names, where)
+    else:
+        raise AttachError(f"where must be a grouping or a non-empty mapping from name pattern to grouping, got {where!r}")
+    for theta in chosen:
+        _check(names[theta][0], theta, held, owners[theta])
+    return [Site(names[theta][0], theta, _bind(names[theta][0], theta, rule), owners[theta]) for theta, rule in chosen.items()]
+
+
+def _names(model: nn.Module) -> tuple[dict[nn.Parameter, list[str]], dict[nn.Parameter, tuple[tuple[nn.Module, str], ...]]]:
+    """All names and all owners of every parameter."""
+    names: dict[nn.Parameter, list[str]] = {}
+    owners: dict[nn.Parameter, tuple[tuple[nn.Module, str], ...]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=True):
+        for attribute, theta in module._parameters.items():
+            if theta is None:
+                continue
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            for wrapper in _WRAPPERS:
+                name = name.replace(wrapper, "")
+            names.setdefault(theta, []).append(name)
+            owners[theta] = (*owners.get(theta, ()), (module, attribute))
+    return names, owners
+
+
+def _match(names: Mapping[nn.Parameter, Sequence[str]], where: Mapping[str, Grouping]) -> dict[nn.Parameter, Grouping]:
+    every = [name for aliases in names.values() for name in aliases]
+    chosen: dict[nn.Parameter, tuple[str, Grouping]] = {}
+    for pattern, rule in where.items():
+        if not isinstance(rule, Grouping):
+            raise AttachError(f"where[{pattern!r}] must be a grouping such as Rows(), got {rule!r}")
+        matched = [theta for theta, aliases in names.items() if any(fnmatch.fnmatchcase(a, pattern) for a in aliases)]
+        if not matched:
+            near = difflib.get_close_matches(pattern, every, n=3, cutoff=0.0)
+            raise AttachError(f"pattern {pattern!r} matches no weight; the nearest names are {', '.join(near)}")
+        for theta in matched:
+            if theta in chosen:
+                raise AttachError(
+                    f"{names[theta][0]!r} matches two rules, {chosen[theta][0]!r} and {pattern!r}; make them disjoint"
+                )
+            chosen[theta] = (pattern, rule)
+    return {theta: rule for theta, (_, rule) in chosen.items()}
+
+
+def _check(name: str, theta: nn.Parameter, held: set[int], owners: Sequence[tuple[nn.Module, str]]) -> None:
+    if isinstance(theta, nn.parameter.UninitializedTensorMixin):
+        raise AttachError(f"{name!r} has no shape yet; run one batch through the lazy module before attach()")
+    if not theta.is_floating_point():
+        raise AttachError(f"{name!r} has dtype {theta.dtype}, but penalties need a real floating-point weight; leave it out")
+    if not theta.requires_grad:
+        raise AttachError(f"{name!r} is frozen (requires_grad=False); unfreeze it, or leave it out of where=")
+    if id(theta) not in held:
+        raise AttachError(f"{name!r} is not held by the optimizer; add it, or leave it out of where=")
+    for module, _ in owners:
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+            raise AttachError(f"{name!r} belongs to an embedding with sparse gradients; build it with sparse=False")
+    if not bool(torch.isfinite(theta.detach()).all()):
+        raise AttachError(f"{name!r} holds values that are not finite; attach to a healthy model")
+
+
+def _bind(name: str, theta: nn.Parameter, rule: Grouping):  # type: ignore[no-untyped-def]
+    try:
+        return rule.bind(theta.shape)
+    except GroupError as error:
+        raise GroupError(f"{name!r}: {error}") from None
