@@ -93,8 +93,9 @@ class Fused:
         if key not in self.compiled:
             self.compiled[key] = torch.compile(_pass(motion, rule, Split(groups.inside, groups.scale)), dynamic=True)
         strength = torch.tensor(moment.strength, dtype=h.dtype).to(theta.device)
+        seen = motion.look(view(theta.detach()), Split(groups.inside, groups.scale))
         self.compiled[key](
-            view(theta.detach()), view(theta.grad), [view(x) for x in xs], [[view(s) for s in per] for per in states],
+            seen, view(theta.detach()), view(theta.grad), [view(x) for x in xs], [[view(s) for s in per] for per in states],
             h.to(theta.device), strength,
         )
         torch.autograd.graph.increment_version(theta)
@@ -102,7 +103,8 @@ class Fused:
 
 def _pass(motion: Motion, rule: Update, split: Split) -> Callable[..., None]:
     def run(
-        theta: Tensor, g: Tensor, xs: list[Tensor], states: list[list[Tensor]], h: Tensor, strength: Tensor
+        seen: Tensor | None, theta: Tensor, g: Tensor, xs: list[Tensor], states: list[list[Tensor]], h: Tensor,
+        strength: Tensor,
     ) -> None:
         at = xs or [theta]  # the same tensor must not be passed twice
         fresh: dict[int, list[Tensor]] = {}
@@ -111,7 +113,7 @@ def _pass(motion: Motion, rule: Update, split: Split) -> Callable[..., None]:
             moved, rate, rho, fresh[index] = rule(at[index], gradient, h, states[index])
             return moved, rate, rho
 
-        weight, moved = motion(theta, g, at, split, strength, move)
+        weight, moved = motion(seen, theta, g, at, split, strength, move)
         for index, per in fresh.items():
             for old, new in zip(states[index], per, strict=True):
                 old.copy_(new)

@@ -84,7 +84,7 @@ class Split:
         return x.sum(self.inside, keepdim=True) if self.inside else x
 
     def norm(self, x: Tensor) -> Tensor:
-        return (x * x).sum(self.inside, keepdim=True).sqrt() if self.inside else x.abs()
+        return torch.linalg.vector_norm(x, dim=self.inside, keepdim=True) if self.inside else x.abs()
 
     def spread(self, gates: Tensor, x: Tensor) -> Tensor:
         return x * gates

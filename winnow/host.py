@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -28,12 +28,20 @@ KEY = "winnow"
 
 @final
 class Host:
-    """Runs the lanes inside one optimizer's steps; `advance(host)` is called after each."""
+    """Runs the lanes inside one optimizer's steps; `look(lanes, step)` is called before and `advance(host)` after each."""
 
-    def __init__(self, optimizer: Optimizer, lanes: Sequence[Lane], fused: Fused | None, advance: Any) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        lanes: Sequence[Lane],
+        fused: Fused | None,
+        look: Callable[[Sequence[Lane], int], None],
+        advance: Callable[[Host], None],
+    ) -> None:
         self.optimizer = optimizer
         self.lanes = list(lanes)
         self.fused = fused
+        self.look = look
         self.advance = advance
         self._lane_of = {id(lane.site.theta): lane for lane in self.lanes}
         self._home = {id(lane): _index(optimizer, lane.site.theta) for lane in self.lanes}
@@ -158,6 +166,7 @@ class Host:
             fits = self.fused is not None and scale is None and self.fused.fits(lane, moment)
             (self._fused if fits else self._active).append((lane, moment))
         self._check_finite()
+        self.look([lane for lane, _ in (*self._active, *self._fused)], self.record["step"])
         for lane, moment in self._active:
             lane.before(moment)
         self._swap_in()

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
-from winnow import watch
 from winnow.certificate import Certificate, certify
 from winnow.errors import AttachError, ScheduleError, WinnowWarning
 from winnow.fused import Fused
@@ -21,6 +20,7 @@ from winnow.routes.base import Lane, Route, WeightLane
 from winnow.routes.masking import rebalance
 from winnow.schedules import Clock, Constant, Schedule
 from winnow.sites import Where, find_sites
+from winnow.watch import Watch
 
 SWEEP = 50
 """Steps between two searches for groups that have underflown."""
@@ -46,11 +46,9 @@ def attach(
     sites = find_sites(model, optimizer, where)
     for site in sites:
         how.check(site, optimizer)
+    chosen = Fused.choose(fused, optimizer, sum(site.theta.numel() for site in sites))
     lanes = [how.lane(site, optimizer) for site in sites]
-    size = sum(site.theta.numel() for site in sites)
-    run = Run(optimizer, how, schedule, lanes, Fused.choose(fused, optimizer, size))
-    watch.at_start(model, optimizer, how, schedule, sites)
-    return run
+    return Run(optimizer, how, schedule, lanes, chosen)
 
 
 def _schedule(when: Schedule | float) -> Schedule:
@@ -96,7 +94,8 @@ class Run:
         self._lanes = lanes
         self._open = True
         self._last = (0.0, Clock())
-        self._host = Host(optimizer, lanes, fused, self._advance)
+        self._watch = Watch(how)
+        self._host = Host(optimizer, lanes, fused, self._watch.gradients, self._advance)
         self._host.install(schedule.strength(Clock()))
 
     # ---- what is going on --------------------------------------------------------------------------------------
@@ -176,7 +175,9 @@ class Run:
         for lane in self._lanes:
             lane.zero(self._as_local(lane, self._dead(lane, threshold)), self._host.state(lane))
         self.release()
-        watch.at_end(self)
+        layers = self.layers()
+        alive, groups = sum(layer.alive for layer in layers), sum(layer.groups for layer in layers)
+        self._watch.end(self.dose, self.strength, alive, groups, target)
         return self
 
     def release(self) -> None:
@@ -198,7 +199,7 @@ class Run:
             lane.zero(dead, self._host.state(lane))
             if isinstance(lane, WeightLane):
                 self._host.bag(lane)["alive"] = ~dead
-        self._host.write(frozen=True)
+        self._host.write(frozen=density <= (self.schedule.target or density))
 
     # ---- inside a step -----------------------------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ class Run:
         clock = Clock(clock.step + 1, clock.flow + rate, clock.dose + rate * self.strength, clock.memory)
         memory = self.schedule.observe(clock, self)
         clock = Clock(clock.step, clock.flow, clock.dose, memory)
-        density = None if host.frozen else self.schedule.freeze(clock)
+        density = self.schedule.freeze(clock)
         if density is not None:
             self.cut(density)
         host.write(
@@ -216,7 +217,7 @@ class Run:
         )
         if clock.step % SWEEP == 0:
             self._sweep()
-            watch.under_way(self)
+            self._watch.layers([(layer.name, layer.alive, layer.groups) for layer in self.layers()], clock.step)
         for lane in self._lanes:
             lane.open(host.moment(lane))
 

@@ -224,12 +224,20 @@ class Toward(Schedule):
     steps: int
     heal: float = 0.3
     lam: float = 1e-4
+    begin: float = 0.1
+    every: int = 100
+    power: float = 3.0
 
     def strength(self, clock: Clock) -> float:
         return self.lam if clock.step < (1 - self.heal) * self.steps else 0.0
 
     def freeze(self, clock: Clock) -> float | None:
-        return self.density if clock.step >= (1 - self.heal) * self.steps else None
+        end = (1 - self.heal) * self.steps
+        if clock.step == int(end): return self.density
+        if clock.step > end or clock.step % self.every or self.power == 0: return None
+        x = (clock.step / self.steps - self.begin) / (1 - self.heal - self.begin)
+        if x <= 0: return None
+        return self.density + (1 - self.density) * (1 - x) ** self.power
 
     @property
     def target(self) -> float | None:

@@ -1,6 +1,98 @@
-"""No silent failure: what is said, as a `WinnowWarning`, before, during and after training."""
+"""No silent failure: what is said, as a `WinnowWarning`, while training runs and when it ends."""
+
 from __future__ import annotations
 
-def at_start(model, optimizer, how, schedule, sites): pass
-def under_way(run): pass
-def at_end(run): pass
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+
+from winnow.errors import WinnowWarning
+from winnow.groups import Groups
+from winnow.routes.base import Lane, Route
+
+FIRST = 3  # steps whose gradients are looked at
+EARLY = 200  # steps before which mass death is suspicious
+
+
+@final
+@dataclass
+class Watch:
+    """Remembers what it has said, so that every warning comes once."""
+
+    how: Route
+    said: set[str] = field(default_factory=set)
+    invariant: dict[str, int] = field(default_factory=dict)
+
+    def say(self, key: str, text: str) -> None:
+        if key not in self.said:
+            self.said.add(key)
+            warnings.warn(text, WinnowWarning, stacklevel=4)
+
+    def gradients(self, lanes: Sequence[Lane], step: int) -> None:
+        """On the first steps: is a weight scale-invariant? Then ⟨g, w⟩ = 0 per output, on every batch."""
+        if step >= FIRST:
+            return
+        for lane in lanes:
+            if _invariant(lane):
+                self.invariant[lane.site.name] = self.invariant.get(lane.site.name, 0) + 1
+        names = [name for name, count in self.invariant.items() if count == FIRST]
+        if names:
+            self.say(
+                "invariant",
+                f"{_some(names)} feed a normalisation: the loss does not change with their scale, so a penalty shrinks "
+                "useful and useless groups alike and only the normalisation's ε and finite steps tell them apart. "
+                "Penalise the affine weight behind the normalisation instead, e.g. where={'*bn*.weight': Elements()}",
+            )
+
+    def layers(self, rows: Sequence[tuple[str, int, int]], step: int) -> None:
+        """(name, groups alive, groups) per weight, now and then."""
+        gone = [name for name, alive, _ in rows if alive == 0]
+        if gone:
+            self.say(
+                f"collapse {gone}",
+                f"at step {step} no group of {_some(gone)} is left: this layer is constant now, and zero does not come "
+                "back. Lower the strength, or leave the layer out of where=",
+            )
+        alive, total = sum(row[1] for row in rows), sum(row[2] for row in rows)
+        if step <= EARLY and alive < 0.1 * total:
+            self.say(
+                "early",
+                f"{total - alive} of {total} groups are dead after only {step} steps, before they could learn. "
+                "Lower the strength or the learning rate, or ramp it up: when=Ramp(strength, steps)",
+            )
+
+    def end(self, dose: float, strength: float, alive: int, total: int, target: float | None) -> None:
+        """After settling: did the dose suffice?"""
+        reach = self.how.reach
+        if target is None and math.isfinite(reach) and 0 < dose < reach and alive > 0.9 * total:
+            self.say(
+                "dose",
+                f"only {total - alive} of {total} groups reached zero: strength × accumulated learning rate λ·Σlr/(1−μ) was "
+                f"{dose:.3g}, and zeros need about {reach:.3g}. Raise the strength to about "
+                f"{strength * reach / dose:.2g}, train longer, or ask for a target: when=Toward(density=…, steps=…)",
+            )
+
+
+@torch.no_grad()
+def _invariant(lane: Lane) -> bool:
+    """Whether the loss ignores the weight's scale, per output row (batch norm) or as a whole (layer norm)."""
+    theta, g = lane.site.theta.detach(), lane.site.theta.grad
+    if g is None or theta.ndim < 2 or theta.shape[0] < 2 or hasattr(theta, "placements"):
+        return False
+    rows = Groups(tuple(theta.shape), tuple(theta.shape), tuple(range(1, theta.ndim)))
+    size = rows.norm(g) * rows.norm(theta)
+    if not bool((size > 0).any()):
+        return False
+    inner = rows.total(g * theta)
+    by_row = inner[size > 0].abs() / size[size > 0]
+    whole = inner.sum().abs() / (g.norm() * theta.norm())
+    return bool(by_row.mean() < 1e-3 * min(1.0, 30 / math.sqrt(theta[0].numel()))) or bool(whole < 1e-6)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more weights"

@@ -122,10 +122,11 @@ def write_model(path: Path, model: nn.Module) -> None:
 def table(record: dict[str, Any]) -> Any:
     """The main job's table, a `rich.table.Table`, from the record alone: a stored run.json gives it again."""
     from rich.table import Table
+    from rich.text import Text
 
     options, dense, sparse = record["options"], record.get("dense"), record.get("sparse")
     words = [record["data"]["name"], options["how"], options["where"], f"seed {options['seed']}"]
-    shown = Table(title=" · ".join(words) + f" · {record['steps']} steps each", title_justify="left")
+    shown = Table(title=" · ".join(words) + f" · {record['steps']} steps", title_justify="left")
     shown.add_column("")
     for name, side in (("dense", dense), ("sparse", sparse)):
         if side:
@@ -136,8 +137,8 @@ def table(record: dict[str, Any]) -> Any:
     if sparse:
         for label, value in _sparse_rows(record):
             shown.add_row(label, *([""] if dense else []), value)
-        words = sparse["certificate"]["words"] if sparse["certificate"] else "none, interrupted"
-        shown.caption, shown.caption_justify, shown.caption_style = f"certificate: {words}", "left", ""
+        solved = sparse["certificate"]["words"] if sparse["certificate"] else "none, interrupted"
+        shown.caption, shown.caption_justify = Text(f"certificate: {solved}", style="default"), "left"
     return shown
 
 

@@ -97,7 +97,7 @@ def prepare(options: Options, data: Data) -> list[Side]:
     model = build(options.data, data.classes, getattr(data, "block", 0))
     dense = copy.deepcopy(model)
     sparse = Side("sparse", model, make_optimizer(model, options))
-    when = options.strength if options.keep is None else winnow.Toward(density=options.keep, steps=steps)
+    when: Any = options.strength if options.keep is None else winnow.Toward(density=options.keep, steps=steps)
     how, where = ROUTES[options.how](options), GROUPINGS[options.where](model)
     sparse.run = winnow.attach(model, sparse.optimizer, how=how, where=where, when=when)
     return [Side("dense", dense, make_optimizer(dense, options)), sparse] if options.dense else [sparse]

@@ -7,7 +7,7 @@ The objective is F(w) = L(w) + λ·Σ Ω(‖w_g‖). Letters, here and in spec/:
     Ω'    ``slope``                          η     how freely a group may be large: 0 is dead, ∞ pays no more
     η̂(r)  ``eta``: r/Ω'(r), the best η       f     ``dual``: Ω(r) = ½ min over η of [r²/η + f(η)]
     p, q  of Lp: Ω = r^p/p, f = η^q/q        D     ``depth`` 2/p: the number of factors that make Lp
-    t     lr·λ; η̂/(η̂ + t) is ``keep``        α     keep probability η/(η + c), a bounded gate squared; φ(α) = f(η)
+    t     lr·λ; η̂/(η̂ + t) is ``keep``        α     η/(η + c), a bounded gate squared; φ(α) = f(η)
 
 One class is one penalty; ``Scaled`` varies it. Small print of each method: ``Penalty``.
 """

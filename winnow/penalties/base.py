@@ -1,9 +1,10 @@
 """WHAT: the contract of a penalty, and the one wrapper (``Scaled``).
 
-Why ratios. The number η that a penalty gives a weight lives in [0, ∞], and both ends are ordinary: η = 0 is a dead
-weight, η = ∞ a weight that pays nothing more. Here η travels as ``num / den`` with finite parts, so that ∞ is den = 0.
-Each penalty writes three formulas in that form (``eta_ratio``, ``dual_ratio``, ``dual_slope_ratio``), and everything
-that could divide by zero (``keep``, ``phi``, ``phi_slope``) follows here, once, without a special case.
+Why ratios. The number η that a penalty gives a weight lives in [0, ∞], and both ends are ordinary: η = 0 is
+a dead weight, η = ∞ a weight that pays nothing more. Here η travels as ``num / den`` with finite parts, so
+that ∞ is den = 0. Each penalty writes three formulas in that form (``eta_ratio``, ``dual_ratio``,
+``dual_slope_ratio``), and everything that could divide by zero (``keep``, ``phi``, ``phi_slope``) follows
+here, once, without a special case.
 """
 
 import abc
@@ -23,12 +24,13 @@ Number = Tensor | float
 class Penalty(abc.ABC):
     """A subquadratic penalty Ω of one group's magnitude r = ‖w_g‖ >= 0.
 
-    Subquadratic: t ↦ Ω(√t) is concave and non-decreasing; equivalently Ω(r) = ½ min over η of [r²/η + f(η)], and
-    equivalently η̂(r) = r/Ω'(r) is non-decreasing. All methods are pure, work element by element on tensors of any
-    shape and device (float32, float64), return a tensor of the same shape, and expect r >= 0, η >= 0 unchecked.
+    Subquadratic: t ↦ Ω(√t) is concave and non-decreasing; equivalently η̂(r) = r/Ω'(r) is non-decreasing;
+    then Ω(r) = ½ min over η of [r²/η + f(η)]. All methods are pure, work element by element on tensors of any
+    shape and device (float32, float64), return a tensor of that shape, and trust that r >= 0 and η >= 0.
+    ``value`` has the right gradient for every penalty; the others where they are closed forms.
 
+    A new penalty is a frozen, final dataclass with the five abstract methods; and ``knot``, given a plateau.
     Source: LeJeune, Javadi, Baraniuk, arXiv 2106.07769 (η-trick); gates: spec/dictionary.md section 6.
-    A new penalty is a frozen, final dataclass with the five abstract methods, and ``knot`` if it has a plateau.
     """
 
     @abc.abstractmethod
@@ -41,7 +43,7 @@ class Penalty(abc.ABC):
 
     @abc.abstractmethod
     def eta_ratio(self, r: Tensor) -> tuple[Number, Number]:
-        """(num, den) with η̂(r) = num/den, both finite, >= 0 and never both 0; at least one of them a tensor."""
+        """(num, den) with η̂(r) = num/den: finite, >= 0, never both 0, at least one of them a tensor."""
 
     @abc.abstractmethod
     def dual_ratio(self, num: Tensor, den: Number) -> Tensor:
@@ -49,7 +51,7 @@ class Penalty(abc.ABC):
 
     @abc.abstractmethod
     def dual_slope_ratio(self, num: Tensor, den: Number) -> Tensor:
-        """f'(num/den)/den², the form that stays finite at den = 0 where Ω has a plateau; never NaN for num = inf."""
+        """f'(num/den)/den²: finite at den = 0 where Ω has a plateau, else inf; not NaN at num = inf."""
 
     @property
     def knot(self) -> float:
@@ -58,7 +60,7 @@ class Penalty(abc.ABC):
 
     @property
     def has_dual(self) -> bool:
-        """False if ``dual``, ``dual_slope``, ``phi`` and ``phi_slope`` raise PenaltyError (only Lp(2) and its scalings)."""
+        """False where ``dual``, ``dual_slope``, ``phi`` and ``phi_slope`` raise PenaltyError: Lp(2)."""
         return True
 
     @property
@@ -86,8 +88,9 @@ class Penalty(abc.ABC):
     def keep(self, r: Tensor, t: Number) -> Tensor:
         """η̂/(η̂ + t): the factor of one decay step with t = lr·λ, the keep probability of dropout with t = λ.
 
-        ``t`` >= 0: a float, or a tensor that broadcasts with r. Exactly 1 where η̂ = ∞, exactly 0 where η̂ = 0, never NaN; at t = 0 (a
-        schedule at its end) 1 wherever η̂ > 0. Raises PenaltyError for a negative or NaN float; tensors are not read.
+        ``t`` >= 0: a float, or a tensor that broadcasts with r. Exactly 1 where η̂ = ∞, 0 where η̂ = 0,
+        never NaN; at t = 0 (a schedule at its end) 1 wherever η̂ > 0. Raises PenaltyError for a negative or
+        NaN float; tensors are not read.
         """
         tiny = torch.finfo(r.dtype).tiny  # keeps 0/(0 + 0) out, changes nothing else
         if isinstance(t, Tensor):
@@ -95,26 +98,26 @@ class Penalty(abc.ABC):
         elif t >= 0:
             t = max(t, tiny)
         else:
-            raise PenaltyError(f"keep: t = {t!r} given, expected t = lr·λ >= 0; check the signs of lr and strength")
+            raise PenaltyError(f"keep: t={t!r} given, expected t = lr·λ >= 0; check the signs of lr and λ")
         num, den = self.eta_ratio(r)
         return torch.as_tensor(num / (num + t * den))
 
     @final
     def dual(self, eta: Tensor) -> Tensor:
-        """f(η), constants included: Ω(r) = ½ min over η of [r²/η + f(η)] exactly. Raises PenaltyError if none."""
+        """f(η), so that Ω(r) = ½ min over η of [r²/η + f(η)], constants included. PenaltyError if none."""
         top = torch.isinf(eta)
         return self.dual_ratio(eta.masked_fill(top, 1.0), (~top).to(eta.dtype))
 
     @final
     def dual_slope(self, eta: Tensor) -> Tensor:
-        """f'(η); f'(η̂(r)) = Ω'(r)², so f'(0) = Ω'(0+)². Raises PenaltyError if there is no dual."""
+        """f'(η); f'(η̂(r)) = Ω'(r)², so f'(0) = Ω'(0+)². PenaltyError if there is no dual."""
         return self.dual_slope_ratio(eta, 1.0)
 
     @final
     def phi(self, alpha: Tensor, c: float) -> Tensor:
         """φ(α) = f(cα/(1-α)) for α in [0, 1]: the bounded gate s² = α pays (λ/2)φ(s²).
 
-        Finite at α = 1 if Ω has a plateau (φ(1) = 2Ω(∞)), inf otherwise. Source: spec/dictionary.md 6.7.
+        φ(1) = 2Ω(∞), finite where Ω is bounded. PenaltyError if no dual. Source: spec/dictionary.md 6.7.
         """
         return self.dual_ratio(c * alpha, 1 - alpha)
 
@@ -134,7 +137,7 @@ class Scaled(Penalty):
 
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Penalty):
-            raise PenaltyError(f"Scaled: penalty={self.penalty!r} given, expected a Penalty first, as in Scaled(Lp(1), 2)")
+            raise PenaltyError(f"Scaled: {self.penalty!r} given, expected a Penalty, as in Scaled(L1, 2)")
         require("Scaled: c", self.c, hint="a penalty with c = 0 is no penalty: leave it out")
 
     def value(self, r: Tensor) -> Tensor:
@@ -163,9 +166,9 @@ class Scaled(Penalty):
 
 
 def require(label: str, given: object, above: float = 0.0, up_to: float = math.inf, hint: str = "") -> None:
-    """Raise PenaltyError unless ``given`` is a finite number with above < given <= up_to; label: "Owner: name"."""
-    good = isinstance(given, Real) and not isinstance(given, bool) and math.isfinite(given) and above < given <= up_to
-    if not good:
+    """Raise PenaltyError unless ``given`` is a finite number, above < given <= up_to; label "Owner: name"."""
+    number = float(given) if isinstance(given, Real) and not isinstance(given, bool) else math.nan
+    if not (above < number <= up_to and math.isfinite(number)):
         top = "" if up_to == math.inf else f" and at most {up_to:g}"
         advice = f"; {hint}" if hint else ""
         raise PenaltyError(f"{label}={given!r} given, expected a finite number above {above:g}{top}{advice}")

@@ -63,11 +63,20 @@ class Motion(Protocol):
 
     Given the weight, its gradient and the stepped tensors `xs` (grouped views), and `move(index, gradient)` that gives
     xs[index] after the optimizer's update, the flow rate and the rate in the optimizer's own metric, returns
-    (new weight, new xs).
+    (new weight, new xs).  `look` is what must be reduced from the weight beforehand, in a pass of its own.
     """
 
+    def look(self, theta: Tensor, groups: Split) -> Tensor | None: ...
+
     def __call__(
-        self, theta: Tensor, g: Tensor, xs: Sequence[Tensor], groups: Split, strength: Tensor, move: Move
+        self,
+        seen: Tensor | None,
+        theta: Tensor,
+        g: Tensor,
+        xs: Sequence[Tensor],
+        groups: Split,
+        strength: Tensor,
+        move: Move,
     ) -> tuple[Tensor, list[Tensor]]: ...
 
     def __hash__(self) -> int: ...
@@ -260,8 +269,18 @@ class FactoredMotion:
 
     factorisation: Factorisation
 
+    def look(self, theta: Tensor, groups: Split) -> Tensor | None:
+        return None
+
     def __call__(
-        self, theta: Tensor, g: Tensor, xs: Sequence[Tensor], groups: Split, strength: Tensor, move: Move
+        self,
+        seen: Tensor | None,
+        theta: Tensor,
+        g: Tensor,
+        xs: Sequence[Tensor],
+        groups: Split,
+        strength: Tensor,
+        move: Move,
     ) -> tuple[Tensor, list[Tensor]]:
         pulled = self.factorisation.pull(g, xs, groups, strength)
         moved = self.factorisation.clip([move(index, grad)[0] for index, grad in enumerate(pulled)])

@@ -132,10 +132,20 @@ class DecayMotion:
     adaptive: bool
     ridge: float
 
+    def look(self, theta: Tensor, groups: Split) -> Tensor | None:
+        return groups.norm(theta) if groups.inside else None
+
     def __call__(
-        self, theta: Tensor, g: Tensor, xs: Sequence[Tensor], groups: Split, strength: Tensor, move: Move
+        self,
+        seen: Tensor | None,
+        theta: Tensor,
+        g: Tensor,
+        xs: Sequence[Tensor],
+        groups: Split,
+        strength: Tensor,
+        move: Move,
     ) -> tuple[Tensor, list[Tensor]]:
-        norm = groups.norm(theta)
+        norm = groups.norm(theta) if seen is None else seen
         moved, rate, rho = move(0, g)
         shrunk = moved * shrinkage(self.penalty, norm, rho if self.adaptive else rate, strength * groups.scale, self.ridge)
         return shrunk, [shrunk]
