@@ -32,9 +32,12 @@ def idx(array: np.ndarray) -> bytes:
 
 def test_digits_are_split_and_standardised() -> None:
     digits = data.load("digits")
-    assert digits.x.shape == (1437, 64) and digits.test_x.shape == (360, 64)
-    assert digits.x.dtype == torch.float32 and digits.y.dtype == torch.int64
-    assert abs(float(digits.x.mean())) < 1e-5 and abs(float(digits.x.std()) - 1) < 1e-3
+    assert digits.x.shape == (1437, 64)
+    assert digits.test_x.shape == (360, 64)
+    assert digits.x.dtype == torch.float32
+    assert digits.y.dtype == torch.int64
+    assert abs(float(digits.x.mean())) < 1e-5
+    assert abs(float(digits.x.std()) - 1) < 1e-3
     whole, held = torch.bincount(torch.cat([digits.y, digits.test_y])), torch.bincount(digits.test_y)
     assert len(held) == digits.classes == 10
     assert (held / whole - 0.2).abs().max() < 0.005  # stratified
@@ -48,8 +51,10 @@ def test_digits_are_split_and_standardised() -> None:
 def test_images_are_the_published_ones(name: str, mean: float, std: float, zeros: int) -> None:
     images = data.load(name)
     assert images.source == "WINNOW_DATA"
-    assert images.x.shape == (60_000, 784) and images.test_x.shape == (10_000, 784)
-    assert abs(float(images.x.mean())) < 1e-4 and abs(float(images.x.std()) - 1) < 1e-4
+    assert images.x.shape == (60_000, 784)
+    assert images.test_x.shape == (10_000, 784)
+    assert abs(float(images.x.mean())) < 1e-4
+    assert abs(float(images.x.std()) - 1) < 1e-4
     assert float(images.x.min()) == pytest.approx(-mean / std, abs=1e-3)  # black, before standardising
     assert float(images.x.max()) == pytest.approx((1 - mean) / std, abs=2e-3)
     assert int((images.y == 0).sum()) == zeros
@@ -59,8 +64,10 @@ def test_images_are_the_published_ones(name: str, mean: float, std: float, zeros
 @needs_data
 def test_shakespeare_is_the_published_one() -> None:
     text = data.load("shakespeare", block=64)
-    assert len(text.train) + len(text.test) == 1_115_394 and len(text.train) == 1_003_854
-    assert text.classes == 65 and int(text.train.max()) == 64
+    assert len(text.train) + len(text.test) == 1_115_394
+    assert len(text.train) == 1_003_854
+    assert text.classes == 65
+    assert int(text.train.max()) == 64
     assert "".join(text.alphabet[code] for code in text.train[:14]) == "First Citizen:"
 
 
@@ -85,7 +92,8 @@ def test_batches_hang_on_seed_and_epoch_alone() -> None:
         return torch.cat([y for _, y in digits.batches(32, seed, epoch)])
 
     assert torch.equal(order(0, 4), order(0, 4))
-    assert not torch.equal(order(0, 4), order(0, 5)) and not torch.equal(order(0, 4), order(1, 4))
+    assert not torch.equal(order(0, 4), order(0, 5))
+    assert not torch.equal(order(0, 4), order(1, 4))
     assert torch.equal(order(0, 4).sort().values, digits.y.sort().values)  # every example once
     assert digits.steps(32) == 45 == len(list(digits.batches(32, 0, 0)))
     assert sum(len(y) for _, y in digits.held_out()) == 360
@@ -97,8 +105,9 @@ def test_unknown_name_lists_the_known() -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion"])
-def test_images_nowhere_says_both_ways(name: str, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*args: object, **kwargs: object) -> None:
+@pytest.mark.usefixtures("nowhere")
+def test_images_nowhere_says_both_ways(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_args: object, **_kwargs: object) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr("sklearn.datasets.fetch_openml", offline)
@@ -112,16 +121,18 @@ def test_images_nowhere_says_both_ways(name: str, nowhere: Path, monkeypatch: py
         "OpenML",
     ):
         assert word in str(caught.value)
-    assert str(files.cache_folder()) in str(caught.value) and "no route to host" in str(caught.value)
+    assert str(files.cache_folder()) in str(caught.value)
+    assert "no route to host" in str(caught.value)
     assert "fetching" in said[0]
     assert not files.cache_folder().exists()
 
 
-def test_images_are_fetched_once(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("nowhere")
+def test_images_are_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(data, "TRAIN", 60)
 
-    def online(name: str, **kwargs: object) -> tuple[np.ndarray, np.ndarray]:
+    def online(name: str, **_kwargs: object) -> tuple[np.ndarray, np.ndarray]:
         calls.append(name)
         x = np.zeros((70, 784), np.uint8)
         x[:, 0] = 255
@@ -129,27 +140,32 @@ def test_images_are_fetched_once(nowhere: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("sklearn.datasets.fetch_openml", online)
     first, second = data.load("fashion"), data.load("fashion")
-    assert calls == ["Fashion-MNIST"] and first.source == "OpenML"
-    assert torch.equal(first.test_y, second.test_y) and first.test_y.tolist()[:3] == [0, 1, 2]
+    assert calls == ["Fashion-MNIST"]
+    assert first.source == "OpenML"
+    assert torch.equal(first.test_y, second.test_y)
+    assert first.test_y.tolist()[:3] == [0, 1, 2]
     assert [path.name for path in files.cache_folder().iterdir()] == ["fashion.npz"]
     (files.cache_folder() / "fashion.npz").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(WinnowError, match=r"fashion\.npz: damaged .* delete it"):
         data.load("fashion")
 
 
-def test_shakespeare_nowhere_says_where_to_put_it(nowhere: Path) -> None:
+@pytest.mark.usefixtures("nowhere")
+def test_shakespeare_nowhere_says_where_to_put_it() -> None:
     with pytest.raises(WinnowError) as caught:
         data.load("shakespeare")
     assert "WINNOW_DATA" in str(caught.value)
     assert str(files.cache_folder() / "tinyshakespeare" / "input.txt") in str(caught.value)
 
 
-def test_shakespeare_is_found_in_the_cache(nowhere: Path) -> None:
+@pytest.mark.usefixtures("nowhere")
+def test_shakespeare_is_found_in_the_cache() -> None:
     path = files.cache_folder() / "tinyshakespeare" / "input.txt"
     path.parent.mkdir(parents=True)
     path.write_text("to be or not to be\n" * 300, encoding="utf-8")
     text = data.load("shakespeare", block=16)
-    assert text.source == "cache" and text.alphabet == "\n benort"
+    assert text.source == "cache"
+    assert text.alphabet == "\n benort"
     path.write_text("too short", encoding="utf-8")
     with pytest.raises(WinnowError, match=r"input\.txt: 9 characters are too few"):
         data.load("shakespeare", block=16)
@@ -162,12 +178,12 @@ def test_shakespeare_is_found_in_the_cache(nowhere: Path) -> None:
     ("spoil", "complaint"),
     [
         (lambda raw: raw[: len(raw) // 2], "damaged or cut short"),
-        (lambda raw: b"", "not an idx file"),
-        (lambda raw: b"not gzip at all", "damaged or cut short"),
+        (lambda _raw: b"", "not an idx file"),
+        (lambda _raw: b"not gzip at all", "damaged or cut short"),
         (lambda raw: raw[:-9] + b"X" + raw[-8:], "damaged or cut short"),
         (lambda raw: gzip.compress(gzip.decompress(raw)[:-1]), "its header promises"),
-        (lambda raw: gzip.compress(b"\0\0\x08\x03\0\0"), "its header promises"),
-        (lambda raw: gzip.compress(b"\x89PNG and so on"), "not an idx file"),
+        (lambda _raw: gzip.compress(b"\0\0\x08\x03\0\0"), "its header promises"),
+        (lambda _raw: gzip.compress(b"\x89PNG and so on"), "not an idx file"),
     ],
 )
 def test_a_bad_file_is_named(spoil: object, complaint: str, tmp_path: Path) -> None:

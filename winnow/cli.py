@@ -12,15 +12,13 @@ except ImportError as missing:  # the extra is not installed
     raise ImportError('the winnow command needs its extra: pip install "torch-winnow[cli]"') from missing
 
 import winnow
-from winnow import WinnowError
+from winnow.errors import WinnowError
 
 from .jobs import options as table
 from .jobs import report, train
 from .jobs.screen import Screen
 
-app = typer.Typer(
-    add_completion=False, help="Train any PyTorch model sparse.", pretty_exceptions_enable=False
-)
+app = typer.Typer(add_completion=False, help="Train any PyTorch model sparse.", pretty_exceptions_enable=False)
 BAD_USAGE = 2
 
 
@@ -36,9 +34,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Train any PyTorch model sparse."""
 
@@ -52,18 +48,14 @@ def train_command(
     strength: Annotated[float | None, typer.Option(help="A constant strength λ instead of --keep.")] = None,
     how: Annotated[str, typer.Option(help=_one_of(table.ROUTES))] = "gating",
     where: Annotated[str, typer.Option(help=table.WHERE_HELP)] = "elements",
-    penalty: Annotated[
-        str | None, typer.Option(help=_one_of(table.PENALTIES), show_default="by route")
-    ] = None,
+    penalty: Annotated[str | None, typer.Option(help=_one_of(table.PENALTIES), show_default="by route")] = None,
     p: Annotated[float | None, typer.Option(help="Exponent of --penalty lp.", show_default="0.5")] = None,
     depth: Annotated[float | None, typer.Option(help="Gating: factors per weight.", show_default="3")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd | adamw", show_default="by data")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak rate; cosine to 0.", show_default="by data")] = None,
     batch: Annotated[int | None, typer.Option(help="Minibatch size.", show_default="by data")] = None,
     seed: Annotated[int, typer.Option(help="Of the weights, the batches and everything drawn.")] = 0,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data, each side.", show_default="by data")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data, each side.", show_default="by data")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="torch's choice")] = None,
     dense: Annotated[bool, typer.Option(help="Train the dense control too.")] = True,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="a fresh one in runs/")] = None,
@@ -80,9 +72,7 @@ def train_command(
     try:
         outcome = train.job(table.Options(**words, **numbers, **counts, dense=dense), out, Screen(console))  # type: ignore[arg-type]
     except WinnowError as error:
-        Console(stderr=True).print(
-            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(BAD_USAGE) from error
     console.print(report.table(outcome.record))
     if outcome.code == train.INTERRUPTED:

@@ -11,6 +11,7 @@ Groups with a weight c (√size) see the penalty c·Ω, that is λ·c wherever �
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -241,7 +242,9 @@ class Truncated(Start):
     def __call__(self, theta: Tensor, depth: int) -> list[Tensor]:
         sigma = float(theta.double().std())
         low, high = (self.floor * sigma) ** (1 / depth), min(1.0, (2 * sigma) ** (1 / depth))
-        generator = torch.Generator().manual_seed(self.seed + theta.numel())  # the same on every rank
+        # the same on every rank, and another one for each layer, even of equal shapes
+        layer = zlib.crc32(repr(float(theta.flatten()[0])).encode())
+        generator = torch.Generator().manual_seed(self.seed + theta.numel() + layer)
         std = torch.tensor(sigma, dtype=torch.float64) ** (1 / depth)
         lo, hi = (torch.special.ndtr(torch.tensor(x, dtype=torch.float64) / std) for x in (low, high))
         factors = []

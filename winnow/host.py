@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from winnow.errors import CheckpointError, GradientError, WinnowWarning
+from winnow.errors import AttachError, CheckpointError, GradientError, WinnowWarning
 from winnow.fused import Fused
 from winnow.routes.base import FactoredLane, Lane, Moment, flow_rate
 from winnow.schedules import Clock
@@ -49,6 +49,7 @@ class Host:
         self._active: list[tuple[Lane, Moment]] = []
         self._fused: list[tuple[Lane, Moment]] = []
         self._own_groups: list[dict[str, Any]] | None = None
+        self._grads: list[tuple[Tensor, Tensor | None]] = []
         self._parts: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._bags: dict[int, dict[str, Any]] = {}
         self._incoming: Mapping[str, Any] | None = None
@@ -112,10 +113,12 @@ class Host:
             if not lane.steps_weight:
                 optimizer.state.pop(lane.site.theta, None)  # the weight's momentum means nothing to its factors
             self._shelve(lane, {})
+            self._versions[id(lane)] = lane.site.theta._version
             lane.open(self.moment(lane))
         self._handles = [
             optimizer.register_step_pre_hook(self._pre),
             optimizer.register_step_post_hook(self._post),
+            optimizer.register_state_dict_pre_hook(lambda _: self._swap_out()),  # a step may have been interrupted
             optimizer.register_load_state_dict_pre_hook(self._load_pre),
             optimizer.register_load_state_dict_post_hook(self._load_post),
         ]
@@ -144,6 +147,12 @@ class Host:
             return None
 
         def wrapped() -> Any:
+            if self._own_groups is not None:
+                self._swap_out()
+                raise AttachError(
+                    f"{type(optimizer).__name__} looks at the loss more than once in a step; the factors stand in the "
+                    "weights' places only once. Use SGD, Adam, AdamW or any other first-order optimizer"
+                )
             loss = closure()
             self._begin()
             return loss
@@ -167,6 +176,7 @@ class Host:
             (self._fused if fits else self._active).append((lane, moment))
         self._check_finite()
         self.look([lane for lane, _ in (*self._active, *self._fused)], self.record["step"])
+        self._grads = [(lane.site.theta, lane.site.theta.grad) for lane, _ in self._active]
         for lane, moment in self._active:
             lane.before(moment)
         self._swap_in()
@@ -187,13 +197,13 @@ class Host:
                 lane.after(moment, self.state(lane))
             for lane in self.lanes:
                 self._hold_zeros(lane)
-                self._versions[id(lane)] = lane.site.theta._version
             self.advance(self)
+            for lane, _ in (*self._active, *self._fused):  # the others' changes, if any, are still to be noticed
+                self._versions[id(lane)] = lane.site.theta._version
 
     def _notice_change(self, lane: Lane) -> None:
         """Weights written by somebody else since the last push: start the factors again from what is there now."""
-        theta = lane.site.theta
-        if not isinstance(lane, FactoredLane) or self._versions.get(id(lane), theta._version) == theta._version:
+        if not isinstance(lane, FactoredLane) or self._versions[id(lane)] == lane.site.theta._version:
             return
         if not lane.agrees():
             warnings.warn(
@@ -255,6 +265,8 @@ class Host:
         if self._own_groups is None:
             return
         self.optimizer.param_groups, self._own_groups = self._own_groups, None
+        for theta, grad in self._grads:  # a lane may have added to it
+            theta.grad = grad
         for group, part in self._parts:
             for key, value in part.items():  # an optimizer may count in its groups
                 if key not in ("params", "weight_decay", KEY):
@@ -267,7 +279,7 @@ class Host:
         state = self.optimizer.state
         shelf: dict[str, Any] = {}
         for name, factor in lane.coordinates().items():
-            own = state.pop(factor, None)
+            own, factor.grad = state.pop(factor, None), None
             shelf[name] = {"value": factor.detach(), "state": bag.get(name, {}).get("state", {}) if own is None else own}
         shelf.update(lane.keeps())
         if "alive" in bag:
@@ -310,7 +322,7 @@ class Host:
                 factor.data.copy_(shelf[name]["value"])
             lane.restore({name: value for name, value in shelf.items() if isinstance(value, Tensor)})
             self._shelve(lane, shelf)
-            if isinstance(lane, FactoredLane):
+            if isinstance(lane, FactoredLane) and not lane.agrees():  # else to the last bit what was saved with it
                 lane.push()
             self._versions[id(lane)] = theta._version
             lane.open(self.moment(lane))

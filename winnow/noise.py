@@ -40,7 +40,8 @@ class ForwardNoise:
 
         self._handles += [
             module.register_forward_pre_hook(put),
-            module.register_forward_hook(take, always_call=True),
+            # innermost of the hooks, as `put` is: FSDP swaps the parameter as well, outside of ours
+            module.register_forward_hook(take, always_call=True, prepend=True),
         ]
 
     def remove(self) -> None:

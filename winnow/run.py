@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -258,25 +259,23 @@ def whole(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def smallest(lanes: list[Lane], density: float) -> list[Tensor]:
-    """Gate-shaped masks of the groups to go, so that at most `density` of all entries stay (and one group per weight)."""
+    """Gate-shaped masks of the groups to go, so that at most `density` of all entries stay, but one group per weight."""
     norms = [whole(lane.site.groups.norm(lane.site.theta.detach())) / lane.site.groups.scale for lane in lanes]
-    sizes = [torch.full((norm.numel(),), lane.site.groups.size, device=norm.device) for norm, lane in zip(norms, lanes, strict=True)]
+    sizes = [lane.site.groups.size for lane in lanes]
     flat = torch.cat([norm.flatten().float() for norm in norms])
-    starts = [0]
-    for norm in norms:
-        starts.append(starts[-1] + norm.numel())
+    starts = [0, *itertools.accumulate(norm.numel() for norm in norms)]
     for start, norm in zip(starts, norms, strict=False):  # no weight may vanish altogether
-        flat[start + int(norm.flatten().argmax())] = math.inf
-    order = flat.argsort(descending=True, stable=True)
-    size = torch.cat(sizes)[order]
-    budget = round(density * int(size.sum()))
-    kept = order[size.cumsum(0) <= max(budget, int(size[0]))]
-    alive = torch.zeros_like(flat, dtype=torch.bool)
-    alive[kept] = True
-    return [
-        ~alive[start : start + norm.numel()].view(norm.shape) | (norm == 0)
-        for start, norm in zip(starts, norms, strict=False)
-    ]
+        flat[start + int(norm.argmax())] = math.inf
+    budget = round(density * sum(norm.numel() * size for norm, size in zip(norms, sizes, strict=True)))
+    if len(set(sizes)) == 1:  # no need to sort
+        kept = flat.topk(max(budget // sizes[0], len(lanes)), sorted=False).indices
+    else:
+        order = flat.argsort(descending=True, stable=True)
+        each = torch.cat([torch.full((n.numel(),), s, device=flat.device) for n, s in zip(norms, sizes, strict=True)])
+        kept = order[(each[order].cumsum(0) <= budget) | flat[order].isinf()]
+    alive = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, kept, True)
+    parts = alive.split([norm.numel() for norm in norms])
+    return [~part.view(norm.shape) | (norm == 0) for part, norm in zip(parts, norms, strict=True)]
 
 
 def _mean_over_ranks(score: float) -> float:

@@ -227,17 +227,42 @@ class Toward(Schedule):
     begin: float = 0.1
     every: int = 100
     power: float = 3.0
+    rho: float = 0.0
+    gain: float = 0.5
 
     def strength(self, clock: Clock) -> float:
-        return self.lam if clock.step < (1 - self.heal) * self.steps else 0.0
+        if clock.step >= (1 - self.heal) * self.steps: return 0.0
+        return clock.memory.get("lam", self.lam)
+
+    def cap(self, step):
+        x = (step / self.steps - self.begin) / (1 - self.heal - self.begin)
+        if x <= 0: return 1.0
+        return self.density + (1 - self.density) * (1 - min(x,1)) ** self.power
+
+    def observe(self, clock, gauge):
+        if clock.step % self.every or self.strength(clock) == 0: return clock.memory
+        norms, sizes = gauge.norms()
+        cap = self.cap(clock.step)
+        k = max(1, min(len(norms)-1, int(cap * len(norms))))
+        target = max(1, int(self.density * len(norms)))
+        top = norms.topk(max(k, 2*target)).values
+        ahead = self.cap(clock.step + self.every)
+        edge = float(top[min(k-1,int(ahead*len(norms)))]); med = float(top[:k].median())
+        tmed = float(top[:target].median())
+        alive = float((norms > 1.2e-7).float().mean())
+        m = dict(clock.memory); m["r"] = edge / max(med,1e-30); m["rt"] = edge/max(tmed,1e-30); m["rq"]=float(top[target])/max(tmed,1e-30)
+        if self.rho and cap < 1:
+            r = m["r"]
+            f = (max(r, 1e-3) / self.rho) ** self.gain
+            m["lam"] = self.strength(clock) * min(max(f, 1/1.3), 1.3)
+        return m
 
     def freeze(self, clock: Clock) -> float | None:
         end = (1 - self.heal) * self.steps
         if clock.step == int(end): return self.density
         if clock.step > end or clock.step % self.every or self.power == 0: return None
-        x = (clock.step / self.steps - self.begin) / (1 - self.heal - self.begin)
-        if x <= 0: return None
-        return self.density + (1 - self.density) * (1 - x) ** self.power
+        cap = self.cap(clock.step)
+        return cap if cap < 1 else None
 
     @property
     def target(self) -> float | None:

@@ -15,7 +15,7 @@ from winnow.groups import Grouping
 from winnow.routes.base import Site
 
 Where = Grouping | Mapping[str, Grouping]
-_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def find_sites(model: nn.Module, optimizer: Optimizer, where: Where) -> list[Site]:
@@ -54,9 +54,8 @@ def _names(model: nn.Module) -> tuple[dict[nn.Parameter, list[str]], dict[nn.Par
             if theta is None:
                 continue
             name = f"{prefix}.{attribute}" if prefix else attribute
-            for wrapper in _WRAPPERS:
-                name = name.replace(wrapper, "")
-            names.setdefault(theta, []).append(name)
+            bare = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+            names.setdefault(theta, []).extend([bare] if bare == name else [bare, name])
             owners[theta] = (*owners.get(theta, ()), (module, attribute))
     return names, owners
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from winnow import WinnowError
+from winnow.errors import WinnowError
 
 from .files import EXTRA, FOLDERS, Say, cache_folder, cached, given_folder, read_idx
 
@@ -46,7 +46,7 @@ class Examples:
     def batches(self, batch: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in an order fixed by `seed` and `epoch` alone."""
         order = torch.randperm(len(self.x), generator=_generator(seed, epoch))
-        for chosen in order.split(batch):
+        for chosen in torch.split(order, batch):
             yield self.x[chosen], self.y[chosen]
 
     def sample(self) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ class Examples:
 
     def held_out(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test part, in order."""
-        yield from zip(self.test_x.split(EVALUATE), self.test_y.split(EVALUATE), strict=True)
+        yield from zip(torch.split(self.test_x, EVALUATE), torch.split(self.test_y, EVALUATE), strict=True)
 
     def describe(self) -> dict[str, Any]:
         """What a run's record says of its data."""
@@ -87,7 +87,7 @@ class Text:
         dice = _generator(seed, epoch)
         offset = int(torch.randint(self.block, (), generator=dice))
         x, y = self._windows(self.train[offset:], len(self.train) // self.block - 1)
-        for chosen in torch.randperm(len(x), generator=dice).split(batch):
+        for chosen in torch.split(torch.randperm(len(x), generator=dice), batch):
             yield x[chosen], y[chosen]
 
     def sample(self) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class Text:
         """The last tenth of the text, in windows side by side."""
         x, y = self._windows(self.test, (len(self.test) - 1) // self.block)
         rows = max(1, 8 * EVALUATE // self.block)
-        yield from zip(x.split(rows), y.split(rows), strict=True)
+        yield from zip(torch.split(x, rows), torch.split(y, rows), strict=True)
 
     def describe(self) -> dict[str, Any]:
         """What a run's record says of its data."""
@@ -121,7 +121,7 @@ class Text:
 Data = Examples | Text
 
 
-def load(name: str, *, block: int = 128, say: Say = lambda line: None) -> Data:
+def load(name: str, *, block: int = 128, say: Say = lambda _line: None) -> Data:
     """The data set `name`, from the first place that has it.
 
     Args:
@@ -146,9 +146,7 @@ def _digits() -> Examples:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise WinnowError(
-            f"the digits data come with scikit-learn, which is not installed: {EXTRA}"
-        ) from error
+        raise WinnowError(f"the digits data come with scikit-learn, which is not installed: {EXTRA}") from error
     x, y = load_digits(return_X_y=True)
     parts = train_test_split(x, y, test_size=0.2, random_state=0, stratify=y)
     return _examples("digits", "scikit-learn", *parts)
@@ -174,9 +172,7 @@ def _images(name: str, say: Say) -> Examples:
     where = folder if folder is not None else cache_folder() / f"{name}.npz"
     for x, y in (parts[::2], parts[1::2]):
         if len(x) != len(y) or not len(x) or x[0].size != 784 or y.max() > 9:
-            raise WinnowError(
-                f"{where}: {len(x)} images and {len(y)} labels do not make a set of ten classes, 28x28"
-            )
+            raise WinnowError(f"{where}: {len(x)} images and {len(y)} labels do not make a set of ten classes, 28x28")
     return _examples(name, source, *parts)
 
 
@@ -194,9 +190,7 @@ def _shakespeare(block: int) -> Text:
     except (OSError, UnicodeDecodeError) as error:
         raise WinnowError(f"{path}: not readable as UTF-8 text ({error}): fetch it again") from error
     if len(text) < 20 * (block + 1):
-        raise WinnowError(
-            f"{path}: {len(text)} characters are too few for windows of {block}: fetch it again"
-        )
+        raise WinnowError(f"{path}: {len(text)} characters are too few for windows of {block}: fetch it again")
     alphabet = "".join(sorted(set(text)))
     code = {character: number for number, character in enumerate(alphabet)}
     codes, cut = torch.tensor([code[character] for character in text]), int(0.9 * len(text))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from winnow import WinnowError
+from winnow.errors import WinnowError
 
 FOLDERS = {"mnist": "mnist", "fashion": "fashion-mnist", "shakespeare": "tinyshakespeare"}
 OPENML = {"mnist": "mnist_784", "fashion": "Fashion-MNIST"}
@@ -79,9 +79,7 @@ def _fetch(name: str, path: Path, say: Say) -> None:
     try:
         from sklearn.datasets import fetch_openml
 
-        x, y = fetch_openml(
-            OPENML[name], version=1, return_X_y=True, as_frame=False, parser="liac-arff", cache=False
-        )
+        x, y = fetch_openml(OPENML[name], version=1, return_X_y=True, as_frame=False, parser="liac-arff", cache=False)
     except Exception as error:  # whatever a network, a proxy or a parser may raise: the way out is the same
         raise WinnowError(f"no data for {name!r}: {both} (fetching failed: {error})") from error
     path.parent.mkdir(parents=True, exist_ok=True)

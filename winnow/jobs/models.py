@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from winnow import WinnowError
+from winnow.errors import WinnowError
 
 
 class LeNet300100(nn.Module):
@@ -24,8 +24,8 @@ class LeNet300100(nn.Module):
         self.fc3 = nn.Linear(hidden[1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.fc1(x.flatten(1)))
-        return self.fc3(F.relu(self.fc2(x)))
+        logits: Tensor = self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
+        return logits
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,9 @@ class CausalAttention(nn.Module):
         batch, length, width = x.shape
         heads = self.c_attn(x).view(batch, length, 3, self.n_head, width // self.n_head)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (batch, head, length, width / head)
-        y = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0
-        )
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(batch, length, width)))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
+        out: Tensor = self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(batch, length, width)))
+        return out
 
 
 class FeedForward(nn.Module):
@@ -81,7 +80,8 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+        out: Tensor = self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+        return out
 
 
 class Block(nn.Module):
@@ -96,7 +96,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        out: Tensor = x + self.mlp(self.ln_2(x))
+        return out
 
 
 class NanoGPT(nn.Module):
@@ -123,7 +124,8 @@ class NanoGPT(nn.Module):
         x = self.drop(self.wte(codes) + self.wpe(place))
         for block in self.h:
             x = block(x)
-        return self.lm_head(self.ln_f(x))
+        logits: Tensor = self.lm_head(self.ln_f(x))
+        return logits
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -145,9 +147,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = (
-            nn.Identity() if stride == 1 and inputs == outputs else _projection(inputs, outputs, stride)
-        )
+        self.downsample = nn.Identity() if stride == 1 and inputs == outputs else _projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -175,7 +175,8 @@ class ResNet20(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(x.mean((2, 3)))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
 
 
 def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:

@@ -12,9 +12,10 @@ from typing import Any
 from torch import nn
 
 import winnow
-from winnow import WinnowError
+from winnow.errors import WinnowError
 
 from . import data as data_sets
+from .files import Say
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ PRESETS = {
 
 PENALTIES: dict[str, Callable[[Any], Any]] = {
     "lp": lambda p: winnow.Lp(0.5 if p is None else p),
-    "logsum": lambda p: winnow.LogSum(2.0),
-    "mcp": lambda p: winnow.MCP(1.0),
+    "logsum": lambda _p: winnow.LogSum(2.0),
+    "mcp": lambda _p: winnow.MCP(1.0),
 }
 
 # one line per route: options -> the core's object
@@ -49,13 +50,13 @@ ROUTES: dict[str, Callable[[Any], Any]] = {
         if o.penalty
         else winnow.Gating(depth=3 if o.depth is None else o.depth)
     ),
-    "masking": lambda o: winnow.Masking(beta=1.0),
+    "masking": lambda _options: winnow.Masking(beta=1.0),
     "dropout": lambda o: winnow.Dropout(PENALTIES[o.penalty or "logsum"](o.p)),
 }
 
 # one line per grouping: model -> what attach takes as `where`
 GROUPINGS: dict[str, Callable[[nn.Module], Any]] = {
-    "elements": lambda model: winnow.Elements(),
+    "elements": lambda _model: winnow.Elements(),
     "rows": lambda model: dict.fromkeys(layer_weights(model, last=False), winnow.Rows()),
     "columns": lambda model: dict.fromkeys(layer_weights(model, last=True), winnow.Columns()),
     "blocks": lambda model: dict.fromkeys(layer_weights(model, last=False), winnow.Blocks((4, 4))),
@@ -131,19 +132,13 @@ class Options:
 
     def _check_pairs(self) -> None:
         if self.keep is not None and self.strength is not None:
-            raise WinnowError(
-                "--keep asks for a density and --strength for a fixed penalty: give one of the two"
-            )
+            raise WinnowError("--keep asks for a density and --strength for a fixed penalty: give one of the two")
         if self.where == "heads" and not self.text:
-            raise WinnowError(
-                f"--where heads needs a model with attention, {self.data}'s has none: train shakespeare"
-            )
+            raise WinnowError(f"--where heads needs a model with attention, {self.data}'s has none: train shakespeare")
         if self.how == "masking" and self.where != "elements":
             raise WinnowError("--how masking acts on single weights: use --where elements, or --how gating")
         if self.depth is not None and self.how != "gating":
-            raise WinnowError(
-                f"--depth counts the factors of --how gating; --how {self.how} has none: leave it out"
-            )
+            raise WinnowError(f"--depth counts the factors of --how gating; --how {self.how} has none: leave it out")
         if self.depth is not None and self.penalty is not None:
             raise WinnowError("--depth D is --penalty lp with p = 2/D: give one of the two")
         if self.penalty is not None:
@@ -165,7 +160,7 @@ class Options:
             raise WinnowError(f"--seed must be in [0, 2^32), got {self.seed}")
 
 
-def load_data(options: Options, say: data_sets.Say = lambda line: None) -> data_sets.Data:
+def load_data(options: Options, say: Say = lambda _line: None) -> data_sets.Data:
     """The data that `options` names."""
     return data_sets.load(options.data, block=PRESETS[options.data].block, say=say)
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import winnow
-from winnow import WinnowError
+from winnow.errors import WinnowError
 
 MISS = 0.01  # how far, absolute, the density obtained may lie from the one asked for
 
@@ -194,6 +194,4 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or "unknown"
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import winnow
+from winnow.errors import WinnowWarning
 
 OFTEN = 0.1  # seconds between two looks at density and strength, which cost a pass over the weights
 
@@ -22,9 +22,7 @@ class Quiet:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         return None
 
     def say(self, line: str) -> None:
@@ -63,9 +61,7 @@ class Screen(Quiet):
         self.bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.bars.stop()
 
     def say(self, line: str) -> None:
@@ -98,9 +94,7 @@ class Interrupt:
             self.before = signal.signal(signal.SIGINT, self._ask)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
 
@@ -115,16 +109,16 @@ def heard(screen: Quiet) -> Iterator[list[str]]:
     said: list[str] = []
     with warnings.catch_warnings():
         usual = warnings.showwarning
-        warnings.simplefilter("default", winnow.WinnowWarning)
+        warnings.simplefilter("default", WinnowWarning)
 
         def show(message: Any, category: Any, *rest: Any, **more: Any) -> None:
-            if not issubclass(category, winnow.WinnowWarning):
+            if not issubclass(category, WinnowWarning):
                 usual(message, category, *rest, **more)
                 return
             said.append(str(message))
             screen.say(f"warning: {message}")
 
-        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.showwarning = show
         yield said
 
 

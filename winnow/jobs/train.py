@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import winnow
-from winnow import WinnowError
+from winnow.errors import WinnowError
 
 from . import report
 from .data import Data
@@ -155,11 +155,9 @@ def one_step(side: Side, x: Tensor, y: Tensor) -> float:
     loss = F.cross_entropy(side.model(x).flatten(0, -2), y.flatten())
     value = loss.item()
     if not math.isfinite(value):
-        raise WinnowError(
-            f"the {side.name} side's loss is {value} at step {side.step + 1}: try a smaller --lr"
-        )
+        raise WinnowError(f"the {side.name} side's loss is {value} at step {side.step + 1}: try a smaller --lr")
     side.optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     side.optimizer.step()
     side.step += 1
     side.seconds += time.perf_counter() - start

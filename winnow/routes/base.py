@@ -160,7 +160,7 @@ class WeightLane(Lane):
     penalty: Penalty
 
     def __str__(self) -> str:
-        return f"{self.penalty}; {self.site.groups}"
+        return f"{type(self).__name__.removesuffix('Lane')} of {self.penalty}; {self.site.groups}"
 
     def norm(self) -> Tensor:
         """‖θ_g‖ now."""
@@ -186,17 +186,21 @@ class FactoredLane(Lane):
     def __init__(self, site: Site, factorisation: Factorisation) -> None:
         super().__init__(site)
         self.factorisation = factorisation
-        with torch.no_grad():
-            factors = factorisation.start(site.theta.detach(), site.groups)
-        # float32 masters for half-precision weights: λ·lr is far below their resolution
-        wide = torch.float32 if site.theta.dtype in (torch.float16, torch.bfloat16) else site.theta.dtype
         self.factors = {
-            name: nn.Parameter(f.to(wide)) for name, f in zip(factorisation.names, factors, strict=True)
+            name: nn.Parameter(factor) for name, factor in zip(factorisation.names, self._start(), strict=True)
         }
-        self.push()
+        if not self.agrees():  # a start that draws its own weights
+            self.push()
+
+    def _start(self) -> list[Tensor]:
+        """Factors of the weight as it is; float32 for half-precision weights, whose resolution λ·lr is far below."""
+        theta = self.site.theta.detach()
+        wide = theta.float() if theta.dtype in (torch.float16, torch.bfloat16) else theta
+        with torch.no_grad():
+            return self.factorisation.start(wide, self.site.groups)
 
     def __str__(self) -> str:
-        return f"{self.factorisation}; {self.site.groups}"
+        return f"{self.factorisation!r}; {self.site.groups}"
 
     def coordinates(self) -> dict[str, nn.Parameter]:
         return self.factors
@@ -204,16 +208,20 @@ class FactoredLane(Lane):
     def tensors(self) -> list[Tensor]:
         return [factor.detach() for factor in self.factors.values()]
 
+    @torch.no_grad()
     def agrees(self) -> bool:
-        """Whether the weight still is the product of the factors."""
-        with torch.no_grad():
-            return torch.equal(self.site.theta, self.factorisation.product(self.tensors(), self.site.groups).to(self.site.theta))
+        """Whether the weight still is the product of the factors, up to rounding of the product."""
+        theta, factors = self.site.theta.detach(), self.tensors()
+        product = self.factorisation.product(factors, self.site.groups).to(theta.dtype)
+        allowed = 64 * torch.finfo(factors[0].dtype).eps * theta.abs()
+        off = (~((product - theta).abs() <= allowed)).sum()  # NaN is off as well
+        return int(off.full_tensor() if hasattr(off, "full_tensor") else off) == 0
 
     @torch.no_grad()
     def restart(self) -> None:
         """Factors anew from the weight as it is; groups whose factors are all zero stay zero."""
         dead = self.energy() == 0
-        for factor, value in zip(self.tensors(), self.factorisation.start(self.site.theta.detach(), self.site.groups), strict=True):
+        for factor, value in zip(self.tensors(), self._start(), strict=True):
             factor.copy_(value)
         self.zero(dead, {})
         self.push()
@@ -233,8 +241,6 @@ class FactoredLane(Lane):
             factor.grad = grad
 
     def after(self, moment: Moment, state: Mapping[str, Any]) -> None:
-        for factor in self.factors.values():
-            factor.grad = None
         for factor, value in zip(self.tensors(), self.factorisation.clip(self.tensors()), strict=True):
             if value is not factor:
                 factor.copy_(value)

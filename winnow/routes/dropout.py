@@ -115,7 +115,8 @@ class DropoutLane(WeightLane):
     def perturb(self, theta: Tensor) -> Tensor:
         if self.strength == 0:
             return theta
-        return self.site.groups.spread(self.route.mask.draw(self.keep().clamp_min(self.route.floor)), theta)
+        keep = self.route.keep(self.site.groups.norm(theta.detach()), self.strength)  # of what is seen: FSDP unshards it
+        return self.site.groups.spread(self.route.mask.draw(keep.clamp_min(self.route.floor)), theta)
 
     def open(self, moment: Moment) -> None:
         self.strength = moment.strength * self.site.groups.scale
@@ -131,7 +132,7 @@ class DropoutLane(WeightLane):
         if self.strength and theta.grad is not None:
             extra = self.route.mask.gradient(self.keep(), self.site.groups.split(theta.detach()))
             if extra is not None:
-                self.site.groups.split(theta.grad).add_(extra * moment.scale)
+                theta.grad = theta.grad + (extra * moment.scale).view(theta.shape)  # the host puts the loss's own back
 
     def after(self, moment: Moment, state: Mapping[str, Any]) -> None:
         pass
@@ -142,5 +143,6 @@ class DropoutLane(WeightLane):
         return self.route.keep(norm, strength) < self.route.tolerance if strength > 0 else norm < 0
 
     def close(self) -> None:
+        self.strength = 0.0  # a compiled model may not notice that hooks have gone
         if self.noise is not None:
             self.noise.remove()
