@@ -1,8 +1,82 @@
-"""Winnow: train any PyTorch model sparse with the optimizer and loop you have."""
+"""Winnow: train any PyTorch model sparse with the optimizer and loop you have.
 
+One objective, L(w) + λ·ΣΩ(‖w_g‖), said in words: WHAT (`penalties`), WHERE (`groups`), HOW (`routes`), WHEN (`schedules`).
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from winnow import recipes
+from winnow.certificate import Certificate
 from winnow.errors import WinnowError, WinnowWarning
+from winnow.factors import Balanced, Truncated
 from winnow.groups import Axes, Blocks, Columns, Elements, Grouping, Heads, Rows
-from winnow.penalties import MCP, SCAD, Log2Sum, LogSum, Lp, Penalty
+from winnow.penalties import (
+    L1,
+    MCP,
+    SCAD,
+    HardConcrete,
+    Log2Sum,
+    LogSum,
+    Lp,
+    Penalty,
+    Scaled,
+    Standout,
+    VariationalDropout,
+    VariationalDropoutFit,
+)
 from winnow.routes import Bernoulli, Decay, Dropout, Expected, Gating, Gaussian, Masking, Route
-from winnow.run import Run, attach
+from winnow.run import Layer, Run, attach
 from winnow.schedules import Constant, Feedback, Geometric, Harmonic, Off, Quadratic, Ramp, Schedule, Toward
+
+try:
+    __version__ = version("torch-winnow")
+except PackageNotFoundError:  # running from a checkout that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "L1",
+    "MCP",
+    "SCAD",
+    "Axes",
+    "Balanced",
+    "Bernoulli",
+    "Blocks",
+    "Certificate",
+    "Columns",
+    "Constant",
+    "Decay",
+    "Dropout",
+    "Elements",
+    "Expected",
+    "Feedback",
+    "Gating",
+    "Gaussian",
+    "Geometric",
+    "Grouping",
+    "HardConcrete",
+    "Harmonic",
+    "Heads",
+    "Layer",
+    "Log2Sum",
+    "LogSum",
+    "Lp",
+    "Masking",
+    "Off",
+    "Penalty",
+    "Quadratic",
+    "Ramp",
+    "Route",
+    "Rows",
+    "Run",
+    "Scaled",
+    "Schedule",
+    "Standout",
+    "Toward",
+    "Truncated",
+    "VariationalDropout",
+    "VariationalDropoutFit",
+    "WinnowError",
+    "WinnowWarning",
+    "attach",
+    "recipes",
+]

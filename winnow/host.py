@@ -24,6 +24,7 @@ from winnow.routes.base import FactoredLane, Lane, Moment, flow_rate
 from winnow.schedules import Clock
 
 KEY = "winnow"
+EAGER = "Winnow's hooks exchange weights and factors; compile optimizer.step without fullgraph=True, or do not compile it"
 
 
 @final
@@ -67,9 +68,12 @@ class Host:
         return self.optimizer.param_groups[0][KEY]  # type: ignore[no-any-return]
 
     def write(self, **changes: Any) -> None:
-        """Replace some of our numbers."""
+        """Replace some of our numbers; the lanes hear of a new strength at once, as the next forward pass needs it."""
         first = self.optimizer.param_groups[0]
         first[KEY] = {**first.get(KEY, {}), **changes}
+        if "strength" in changes:
+            for lane in self.lanes:
+                lane.open(self.moment(lane))
 
     @property
     def clock(self) -> Clock:
@@ -108,13 +112,13 @@ class Host:
         """Take the factors' places in the optimizer's state and hang the hooks."""
         optimizer = self.optimizer
         sites = {lane.site.name: str(lane) for lane in self.lanes}
-        self.write(step=0, flow=0.0, dose=0.0, memory={}, strength=strength, frozen=False, sites=sites)
+        numbers = {"step": 0, "flow": 0.0, "dose": 0.0, "memory": {}, "frozen": False}
+        self.write(**numbers, strength=strength, pressed=strength, sites=sites)
         for lane in self.lanes:
             if not lane.steps_weight:
                 optimizer.state.pop(lane.site.theta, None)  # the weight's momentum means nothing to its factors
             self._shelve(lane, {})
             self._versions[id(lane)] = lane.site.theta._version
-            lane.open(self.moment(lane))
         self._handles = [
             optimizer.register_step_pre_hook(self._pre),
             optimizer.register_step_post_hook(self._post),
@@ -138,7 +142,7 @@ class Host:
 
     # ---- one step ----------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
+    @torch.compiler.disable(reason=EAGER)
     def _pre(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self._swap_out()  # an exception may have left the last step half-way
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -181,7 +185,7 @@ class Host:
             lane.before(moment)
         self._swap_in()
 
-    @torch.compiler.disable
+    @torch.compiler.disable(reason=EAGER)
     def _post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._own_groups is None:
             return
@@ -231,7 +235,7 @@ class Host:
 
     def _hold_zeros(self, lane: Lane) -> None:
         """Frozen zeros of a weight that steps itself (a product of zero factors holds by itself)."""
-        alive = self.bag(lane).get("alive")
+        alive = self.optimizer.state.get(lane.site.theta, {}).get(KEY, {}).get("alive")
         if alive is not None:
             lane.site.groups.split(lane.site.theta).mul_(alive)
 
@@ -258,7 +262,9 @@ class Host:
             if lane is not None and id(theta) not in taken:
                 ours += [*([theta] if lane.steps_weight else []), *lane.coordinates().values()]
         rest = [theta for theta in group["params"] if id(theta) not in self._lane_of]
-        bare = {"weight_decay": group["weight_decay"] * 0} if "weight_decay" in group else {}
+        bare: dict[str, Any] = {"weight_decay": group["weight_decay"] * 0} if "weight_decay" in group else {}
+        if rest:  # a tensor that the optimizer counts in, in place, must count once
+            bare |= {k: v.clone() for k, v in group.items() if isinstance(v, Tensor) and k not in ("lr", *bare)}
         return [{**group, "params": rest}, {**group, "params": ours, **bare}]
 
     def _swap_out(self) -> None:
@@ -267,7 +273,7 @@ class Host:
         self.optimizer.param_groups, self._own_groups = self._own_groups, None
         for theta, grad in self._grads:  # a lane may have added to it
             theta.grad = grad
-        for group, part in self._parts:
+        for group, part in reversed(self._parts):
             for key, value in part.items():  # an optimizer may count in its groups
                 if key not in ("params", "weight_decay", KEY):
                     group[key] = value
@@ -289,7 +295,7 @@ class Host:
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
-    def _load_pre(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    def _load_pre(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         groups = state_dict.get("param_groups") or [{}]
         saved = groups[0].get(KEY)
         if saved is None:
@@ -305,6 +311,12 @@ class Host:
                     "attach with the same how= and where=, or start without the checkpoint"
                 )
         self._incoming = state_dict
+        # torch reads no state but its own: Adam takes an entry that is not empty for a complete one
+        entries = {
+            key: {inner: value for inner, value in entry.items() if inner != KEY} if isinstance(entry, Mapping) else entry
+            for key, entry in state_dict["state"].items()
+        }
+        return {**state_dict, "state": entries}
 
     def _load_post(self, optimizer: Optimizer) -> None:
         """Exact values: torch casts what it loads to the weight's dtype, which masks and float32 factors must not be."""
@@ -316,7 +328,6 @@ class Host:
         for lane in self.lanes:
             theta = lane.site.theta
             bag = saved["state"].get(key_of[id(theta)], {}).get(KEY, {})
-            optimizer.state[theta].pop(KEY, None)
             shelf = {name: _placed(value, theta.device) for name, value in bag.items()}
             for name, factor in lane.coordinates().items():
                 factor.data.copy_(shelf[name]["value"])

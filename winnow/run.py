@@ -94,7 +94,7 @@ class Run:
         self.optimizer, self.how, self.schedule = optimizer, how, schedule
         self._lanes = lanes
         self._open = True
-        self._last = (0.0, Clock())
+        self._last, self._last_pressed = (0.0, Clock()), 0.0
         self._watch = Watch(how)
         self._host = Host(optimizer, lanes, fused, self._watch.gradients, self._advance)
         self._host.install(schedule.strength(Clock()))
@@ -105,6 +105,11 @@ class Run:
     def strength(self) -> float:
         """λ of the coming step (of the last one, after `settle`)."""
         return float(self._host.record["strength"]) if self._open else self._last[0]
+
+    @property
+    def _pressed(self) -> float:
+        """The last strength that was not zero: the one under which the zeros were chosen."""
+        return self.strength or (float(self._host.record["pressed"]) if self._open else self._last_pressed)
 
     @property
     def clock(self) -> Clock:
@@ -184,13 +189,13 @@ class Run:
     def release(self) -> None:
         """Give the optimizer back without touching the weights."""
         self._must_be_open("release")
-        self._last = (self.strength, self.clock)
+        self._last, self._last_pressed = (self.strength, self.clock), self._pressed
         self._host.remove()
         self._open = False
 
     def certificate(self, closure: Callable[[], Tensor] | None = None) -> Certificate:
         """How well F was solved. `closure` returns the whole training loss; without it the last gradients left are used."""
-        return certify(self._lanes, self.how, self.strength, self.threshold, closure)
+        return certify(self._lanes, self.how, (self.strength, self._pressed), self.threshold, closure)
 
     def cut(self, density: float) -> None:
         """Keep the largest groups by norm up to `density` of all entries, at least one per weight; zero the rest for good."""
@@ -213,9 +218,8 @@ class Run:
         density = self.schedule.freeze(clock)
         if density is not None:
             self.cut(density)
-        host.write(
-            step=clock.step, flow=clock.flow, dose=clock.dose, memory=dict(memory), strength=self.schedule.strength(clock)
-        )
+        pressed, strength = self._pressed, self.schedule.strength(clock)
+        host.write(step=clock.step, flow=clock.flow, dose=clock.dose, memory=dict(memory), strength=strength, pressed=pressed)
         if clock.step % SWEEP == 0:
             self._sweep()
             self._watch.layers([(layer.name, layer.alive, layer.groups) for layer in self.layers()], clock.step)
@@ -233,6 +237,24 @@ class Run:
         parts = [whole(lane.site.groups.norm(lane.site.theta.detach())).flatten() / lane.site.groups.scale for lane in self._lanes]
         sizes = [torch.full_like(part, lane.site.groups.size) for part, lane in zip(parts, self._lanes, strict=True)]
         return torch.cat(parts), torch.cat(sizes)
+
+    @torch.no_grad()
+    def balance(self) -> float:
+        """λ at which the penalty's pull on the median live group equals the last gradient's: its natural unit."""
+        norms, slacks = [], []
+        for lane in self._lanes:
+            theta, groups = lane.site.theta, lane.site.groups
+            if theta.grad is None:
+                continue
+            norm, slack = whole(groups.norm(theta.detach())), whole(groups.norm(theta.grad))
+            live = (norm > self.threshold) & (slack > 0)
+            norms.append(norm[live] / groups.scale)
+            slacks.append(slack[live] / groups.scale)
+        if not norms or not sum(n.numel() for n in norms):
+            return 0.0
+        middle, slack = torch.cat(norms).median(), torch.cat(slacks).median()
+        pull = float(self.how.penalty.slope(middle))
+        return float(slack) / pull if 0 < pull < math.inf else 0.0
 
     def rate(self) -> float:
         """Present flow rate."""

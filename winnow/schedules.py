@@ -232,7 +232,7 @@ class Toward(Schedule):
 
     def strength(self, clock: Clock) -> float:
         if clock.step >= (1 - self.heal) * self.steps: return 0.0
-        return clock.memory.get("lam", self.lam)
+        return clock.memory.get("lam", 0.0)
 
     def cap(self, step):
         x = (step / self.steps - self.begin) / (1 - self.heal - self.begin)
@@ -240,21 +240,14 @@ class Toward(Schedule):
         return self.density + (1 - self.density) * (1 - min(x,1)) ** self.power
 
     def observe(self, clock, gauge):
-        if clock.step % self.every or self.strength(clock) == 0: return clock.memory
-        norms, sizes = gauge.norms()
-        cap = self.cap(clock.step)
-        k = max(1, min(len(norms)-1, int(cap * len(norms))))
-        target = max(1, int(self.density * len(norms)))
-        top = norms.topk(max(k, 2*target)).values
-        ahead = self.cap(clock.step + self.every)
-        edge = float(top[min(k-1,int(ahead*len(norms)))]); med = float(top[:k].median())
-        tmed = float(top[:target].median())
-        alive = float((norms > 1.2e-7).float().mean())
-        m = dict(clock.memory); m["r"] = edge / max(med,1e-30); m["rt"] = edge/max(tmed,1e-30); m["rq"]=float(top[target])/max(tmed,1e-30)
-        if self.rho and cap < 1:
-            r = m["r"]
-            f = (max(r, 1e-3) / self.rho) ** self.gain
-            m["lam"] = self.strength(clock) * min(max(f, 1/1.3), 1.3)
+        if clock.step % self.every or clock.step >= (1 - self.heal) * self.steps: return clock.memory
+        m = dict(clock.memory)
+        now = gauge.balance()
+        m["unit"] = now if "unit" not in m else .9*m["unit"]+.1*now
+        m["top"] = max(m.get("top",0.), gauge.rate())
+        limit = self.lam / (m["top"] * self.steps * .5)
+        m["lam"] = min(self.rho * m["unit"], limit)
+        m["r"]=m["unit"]; m["rt"]=limit
         return m
 
     def freeze(self, clock: Clock) -> float | None:

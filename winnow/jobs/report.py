@@ -115,7 +115,10 @@ def write_model(path: Path, model: nn.Module) -> None:
     except ImportError as error:
         raise WinnowError('saving needs safetensors: pip install "torch-winnow[cli]"') from error
     half = path.with_name(path.name + ".part")
+    half.touch()
+    mode = half.stat().st_mode
     save_model(model, str(half))
+    half.chmod(mode)  # safetensors makes files that only their owner can read
     os.replace(half, path)
 
 
