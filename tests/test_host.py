@@ -233,8 +233,10 @@ def test_resume_is_bit_exact_in_the_middle_of_a_ramp(route, optimizer, at):
     assert 0 < trial.run.clock.step < 8, "not in the middle of the ramp"
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@every_pair
+@pytest.mark.parametrize(
+    ("route", "optimizer", "dtype"),
+    [(*pair, torch.bfloat16) for pair in PAIRS] + [("gating rows", name, torch.float16) for name in OPTIMIZERS],
+)
 def test_resume_of_half_precision_weights_keeps_float32_factors(route, optimizer, dtype):
     options = {"dtype": dtype, **({"eps": 1e-4} if optimizer == "adamw" else {})}
     trial = Trial(route, optimizer, **options).steps(3)
@@ -390,24 +392,21 @@ def test_a_cut_by_hand_is_no_change_from_outside():
 # ---- the loop stays as it is -----------------------------------------------------------------------------------------
 
 
-SCHEDULERS = {
-    "step": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5),
-    "one cycle": lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=10),
-}
-
-
-@pytest.mark.parametrize("kind", SCHEDULERS)
 @every_pair
-def test_schedulers_made_before_or_after_attach(route, optimizer, kind):
-    """Equal to setting the learning rate by hand, wherever the scheduler was made; a checkpoint takes it along."""
+def test_schedulers_made_before_or_after_attach(route, optimizer):
+    """Equal to setting learning rate and momentum by hand, wherever the scheduler was made."""
+
+    def cycle(optimizer):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=10)
+
     rates, trials = [], {}
     for made in ("before", "after"):
         trial = Trial(None, optimizer)
-        scheduler = SCHEDULERS[kind](trial.optimizer) if made == "before" else None
+        scheduler = cycle(trial.optimizer) if made == "before" else None
         trial.attach(route)
-        scheduler = scheduler or SCHEDULERS[kind](trial.optimizer)
+        scheduler = scheduler or cycle(trial.optimizer)
         rates = []
-        for _ in range(5):
+        for _ in range(4):
             group = trial.optimizer.param_groups[0]
             rates.append({key: group[key] for key in ("lr", "momentum", "betas") if key in group})
             trial.step()
@@ -418,7 +417,7 @@ def test_schedulers_made_before_or_after_attach(route, optimizer, kind):
     for rate in rates:
         by_hand.optimizer.param_groups[0].update(rate)
         by_hand.step()
-    assert len({rate["lr"] for rate in rates}) > 1
+    assert len({rate["lr"] for rate in rates}) == 4
     same(by_hand.model.state_dict(), trials["after"].model.state_dict())
     assert by_hand.run.clock == trials["after"].run.clock
 
@@ -539,7 +538,7 @@ def test_parameter_groups_keep_their_own_settings(route, optimizer):
     frozen.attach(route)
     same(still.steps(3).model[2].state_dict(), before, rtol=1e-14, atol=0)  # of the factors' product
     if "dropout" not in route:  # a dropped last layer changes the first one's gradients
-        same(frozen.steps(3).model[0].state_dict(), still.model[0].state_dict())
+        same(frozen.steps(3).model[0].state_dict(), still.model[0].state_dict(), rtol=1e-12, atol=1e-14)
     fast = Trial(route, optimizer, params=split({}, {"lr": 0.02})).steps(3)
     assert differ(fast.model[2].state_dict(), one.model[2].state_dict())
     assert [group["lr"] for group in fast.optimizer.param_groups][1] == 0.02
@@ -850,10 +849,10 @@ def test_a_model_compiled_and_run_before_attach_is_reported(dynamo):
         trial.step()
 
 
-COMPILED = ["gating elements", "gating rows", "decay adaptive", "masking", "dropout expected"]
+COMPILED = [("gating rows", "adamw"), ("gating elements", "sgd"), ("decay", "sgd"), ("dropout expected", "sgd")]
 
 
-@pytest.mark.parametrize(("route", "optimizer"), [pair for pair in PAIRS if pair[0] in COMPILED])
+@pytest.mark.parametrize(("route", "optimizer"), COMPILED)
 def test_a_compiled_step_is_right(route, optimizer, dynamo):
     """Compiled is torch's part, around our hooks; attached before or after, through release, and no compilation per step."""
     plain, compiled = Trial(None, optimizer), Trial(None, optimizer)
@@ -871,13 +870,15 @@ def test_a_compiled_step_is_right(route, optimizer, dynamo):
     both(2)
     for trial in (plain, compiled):
         trial.attach(route)
-    both(7)
+    both(3)
+    compilations = backend.compiled
+    both(4)
+    assert backend.compiled == compilations > 0
     assert compiled.run.clock == plain.run.clock
     assert compiled.run.clock.step == 7
     for trial in (plain, compiled):
         trial.run.release()
     both(2)
-    assert 1 <= backend.compiled <= 6
     # Adam's compiled bias correction is float32, with or without us
     close = {"rtol": 1e-12, "atol": 1e-14} if optimizer == "sgd" else {"rtol": 1e-3, "atol": 1e-6}
     same(compiled.model.state_dict(), plain.model.state_dict(), **close)

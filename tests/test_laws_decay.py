@@ -240,7 +240,7 @@ def test_p_2_differs_from_adamw_of_the_same_rate_by_lr_squared():
 
 def test_orthogonal_design_is_the_soft_threshold():
     b, lam = tensor(2.0, 0.7, -1.3, 0.5, 0.3, -0.2, 0.1), 0.4
-    ratios = {}
+    ratios, before = {}, b
     for w, _ in walk(b, lambda w: w - b, sgd(0.5), 400, how=Decay(Lp(1.0)), when=lam):
         for i in range(7):
             if 1e-20 < abs(w[i]) < 1e-9:
@@ -284,7 +284,7 @@ def test_fixed_points_of_the_late_variant_do(monkeypatch):
     assert float((ends[0.5] - ends[0.1]).abs().min()) > 0.01
 
 
-@pytest.mark.parametrize("penalty", [Lp(0.5), Lp(1.5), LogSum(0.5), MCP(4.0), VariationalDropout()], ids=repr)
+@pytest.mark.parametrize("penalty", [Lp(0.5), Lp(1.5), LogSum(0.5), MCP(4.0)], ids=repr)
 def test_fixed_points_are_stationary_at_every_rate(penalty):
     problem, lam = lasso(), 0.1
     start = torch.linalg.lstsq(problem.X, problem.y[:, None]).solution[:, 0]
@@ -293,7 +293,8 @@ def test_fixed_points_are_stationary_at_every_rate(penalty):
     alive = ends[0].abs() > 1e-9
     pull = lam * penalty.slope(ends[0].abs()) * ends[0].sign()
     close(problem.gradient(ends[0])[alive], -pull[alive], rtol=0, atol=1e-12)
-    assert alive.any() and (alive.all() if penalty == Lp(1.5) else not alive.all())
+    assert alive.any()
+    assert (alive.all() if penalty == Lp(1.5) else not alive.all())
 
 
 @pytest.mark.parametrize("rescale", [True, False])
@@ -340,7 +341,8 @@ def test_zero_is_absorbing_exactly_where_the_penalty_can_make_zeros(penalty):
     start, pull = tensor(0.0, 1.0), tensor(-0.5, -0.5)
     for make in (sgd(0.1), sgd(0.1, momentum=0.9), lambda p: torch.optim.Adam(p, lr=0.1)):
         w = arrive(start, lambda _: pull, make, 5, how=Decay(penalty), when=0.2)
-        assert torch.isfinite(w).all() and float(w[1]) != 0
+        assert torch.isfinite(w).all()
+        assert float(w[1]) != 0
         assert (float(w[0]) == 0) == (penalty.eta_at_zero == 0)
     assert (penalty.eta_at_zero == 0) == (penalty not in (Lp(2.0), Log2Sum(0.5), Standout()))
 
@@ -373,7 +375,8 @@ def test_basin_radius_under_constant_drive(p):
     edge = (lam / u) ** (1 / (1 - p))
     start = edge * tensor(0.1, 0.5, 0.999, 1.001, 1.5)
     w = last(march(start, lambda w: torch.full_like(w, -u), 0.05, 3000, how=Decay(Lp(p)), when=lam))
-    assert torch.equal(w[:3], torch.zeros(3, dtype=torch.float64)) and (w[3:] > start[3:]).all()
+    assert torch.equal(w[:3], torch.zeros(3, dtype=torch.float64))
+    assert (w[3:] > start[3:]).all()
     # order 2−p: |w⁺| ≈ (u/λ)|w|^(2−p)
     tiny = tensor(1e-9)
     (w,) = march(tiny, lambda w: torch.full_like(w, -u), 0.05, 1, how=Decay(Lp(p)), when=lam)
@@ -383,22 +386,23 @@ def test_basin_radius_under_constant_drive(p):
 def test_p_1_flips_at_the_lasso_condition():
     u = 0.3 * tensor(0.5, 0.99, 1.01, 1.5)
     start = torch.full_like(u, 1e-6)
-    w = last(march(start, lambda w: -u, 0.05, 2000, how=Decay(Lp(1.0)), when=0.3))
-    assert (w[:2] < 1e-2 * start[:2]).all() and (w[2:] > 1e2 * start[2:]).all()
+    w = last(march(start, lambda _: -u, 0.05, 2000, how=Decay(Lp(1.0)), when=0.3))
+    assert (w[:2] < 1e-2 * start[:2]).all()
+    assert (w[2:] > 1e2 * start[2:]).all()
 
 
 @pytest.mark.parametrize(("p", "lam"), [(1.5, 0.75), (1.2, 0.9)])
 def test_p_above_1_makes_no_zeros(p, lam):
     """Any drive lifts a weight from next to nothing to (u/λ)^(1/(p−1))."""
     u = lam * tensor(0.5, 0.8, 1.0)
-    for w in march(torch.full_like(u, 1e-8), lambda w: -u, 0.5, 3000, how=Decay(Lp(p)), when=lam):
+    for w in march(torch.full_like(u, 1e-8), lambda _: -u, 0.5, 3000, how=Decay(Lp(p)), when=lam):
         assert (w > 0).all()
     close(w, (u / lam) ** (1 / (p - 1)), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("p", "start"), [(0.3, 0.02), (0.5, 0.01), (0.8, 0.01), (1.0, 0.01)])
 def test_extinction_without_gradient(p, start):
-    """λ_c = 1e-3 of the authors is λ = p·1e-3; T = |w|^(2−p)/((2−p)λ) in Σlr, plus about ten steps of collapse (pwd 4)."""
+    """λ_c = 1e-3 of the authors is λ = p·1e-3; T = |w|^(2−p)/((2−p)λ) in Σlr, and some ten steps (pwd 4)."""
     lr, lam = 1e-3, p * 1e-3
     steps = march(tensor(start), torch.zeros_like, lr, 12_000, how=Decay(Lp(p)), when=lam)
     count = next(step for step, w in enumerate(steps, 1) if float(w) < 1e-30)
@@ -416,9 +420,10 @@ def test_survival_threshold(p, delta):
     b_c = (2 - p) / (1 - p) * w_c
     b = b_c * tensor(0.5, 0.95, 1 - delta, 1 + delta, 1.05, 2.0, 5.0)
     b[1] = -b[1]
-    w = last(march(b, lambda w: h * (w - b), 0.5, 30_000, how=Decay(Lp(p)), when=lam))
+    w = last(march(b, lambda w: h * (w - b), 0.5, int(30 / math.sqrt(delta)), how=Decay(Lp(p)), when=lam))
     assert torch.equal(w[:, :3], torch.zeros(3, 3, dtype=torch.float64))
-    assert (w[:, 3:].sign() == b[:, 3:].sign()).all() and (w[:, 3:].abs() > w_c).all()
+    assert (w[:, 3:].sign() == b[:, 3:].sign()).all()
+    assert (w[:, 3:].abs() > w_c).all()
     # the branch b(w) = w + (λ/h)w^(p−1), solved for w near its lowest point b_c, to the term before δ^1.5
     edge = w_c * (1 + math.sqrt(2 * delta / (1 - p)) + delta * (3 - p) / (3 * (1 - p)))
     close(w[:, 3:4].abs(), edge, rtol=50 * delta**1.5)
@@ -470,7 +475,8 @@ def descents(rate_times_lip, lam, steps=40, problems=25):
 @pytest.mark.parametrize("rate_times_lip", [0.5, 1.0, 1.9])
 def test_full_batch_descent_is_monotone(rate_times_lip):
     for drop, promised, size in descents(rate_times_lip, lam=0.3):
-        assert promised >= 0 and drop >= promised - 1e-13 * max(1.0, size)
+        assert promised >= 0
+        assert drop >= promised - 1e-13 * max(1.0, size)
 
 
 def test_beyond_the_stable_rate_it_is_not():
@@ -558,7 +564,8 @@ def test_lasso(name):
     w = arrive(randn(12, seed=4), lasso().gradient, make, 1200, how=Decay(Lp(1.0), metric=metric), when=0.2)
     known = solution(0.2)
     assert distance(w, known) < 1e-9
-    assert torch.equal(w.abs() > 1e-12, known != 0) and 0 < int((known != 0).sum()) < 12
+    assert torch.equal(w.abs() > 1e-12, known != 0)
+    assert 0 < int((known != 0).sum()) < 12
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -625,11 +632,13 @@ def test_general_penalties_reach_their_stationary_points(penalty):
         optimizer.step()
     known = reweighted(X, y, penalty, lam, start)
     assert distance(model.weight.detach(), known) < 1e-9
-    assert torch.equal(model.weight.abs() > 1e-9, known.abs() > 1e-9) and 3 <= int((known.abs() > 1e-9).sum()) < 25
+    assert torch.equal(model.weight.abs() > 1e-9, known.abs() > 1e-9)
+    assert 3 <= int((known.abs() > 1e-9).sum()) < 25
     # an independent certificate: optimality of L + λΩ on the support, ‖g‖ ≤ λΩ'(0+) off it
     run.settle(1e-9)
     said = run.certificate(lambda: (X @ model.weight - y).square().mean() / 2)
-    assert said.residual_active < 1e-9 and said.residual_zero == 0.0
+    assert said.residual_active < 1e-9
+    assert said.residual_zero == 0.0
     assert said.alive == int((known.abs() > 1e-9).sum())
 
 
@@ -672,11 +681,13 @@ def test_the_higgs_toy(p):
     how, lam = (Decay(Lp(p)), 0.1 * p) if p else (Decay(Lp(1.0)), 0.0)
     w = arrive(tensor(0.2, 0.18), lambda w: (w.square().sum() - 1) * w, sgd(0.7), 3000, how=how, when=lam)
     if p:
-        assert float(w[1]) == 0.0 and 0.8 < float(w[0]) < 1.0
+        assert float(w[1]) == 0.0
+        assert 0.8 < float(w[0]) < 1.0
         x = float(w[0])
         assert (1 - x * x) * x == pytest.approx(lam * x ** (p - 1), rel=1e-10)
     else:
-        assert (w != 0).all() and float(w.norm()) == pytest.approx(1.0, rel=1e-12)
+        assert (w != 0).all()
+        assert float(w.norm()) == pytest.approx(1.0, rel=1e-12)
 
 
 HOUSING = Path(os.environ.get("WINNOW_DATA") or Path(__file__).parents[2] / "shared/data") / "tabular"
@@ -726,10 +737,14 @@ def test_annealing_p():
         arrive(start, lambda w: w - target, sgd(rate), 400, how=Decay(Lp(0.5), anneal=steps), when=0.2)
         for steps in (0, 100)
     )
-    assert float(killed[0]) == 0.0 and float(saved[0]) > 0.5
+    assert float(killed[0]) == 0.0
+    assert float(saved[0]) > 0.5
 
 
-@pytest.mark.parametrize("how", [Decay(Lp(0.5), anneal=20), Decay(LogSum(0.5), refresh=5), Decay(Lp(1.0), ridge=0.1)], ids=repr)
+RESUMED = [Decay(Lp(0.5), anneal=20), Decay(LogSum(0.5), refresh=5), Decay(Lp(1.0), ridge=0.1)]
+
+
+@pytest.mark.parametrize("how", RESUMED, ids=repr)
 def test_resume_in_the_middle_is_bit_exact(how, tmp_path):
     def begin():
         model = Weight(spread_out(6, 4))
@@ -783,7 +798,8 @@ def test_a_step_skipped_by_the_scaler_does_not_decay(kind, fused):
             scaler.step(optimizer)
             scaler.update()
             if step == 2:
-                assert torch.equal(model.weight, before) and run.clock.step == counted
+                assert torch.equal(model.weight, before)
+                assert run.clock.step == counted
         ends.append(model.weight.detach())
     assert torch.equal(ends[0], ends[1])  # scales are powers of two
 
@@ -801,7 +817,10 @@ def test_a_state_dict_holds_everything_and_is_left_alone():
     assert taken["param_groups"] == kept["param_groups"] != optimizer.state_dict()["param_groups"]
 
 
-@pytest.mark.parametrize("bad", [{"ridge": -1.0}, {"ridge": math.nan}, {"refresh": 0}, {"anneal": -1}, {"metric": "adam"}], ids=str)
+BAD = [{"ridge": -1.0}, {"ridge": math.nan}, {"refresh": 0}, {"anneal": -1}, {"metric": "adam"}]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
 def test_bad_numbers_are_refused(bad):
     with pytest.raises(PenaltyError):
         Decay(Lp(0.5), **bad)
@@ -814,5 +833,5 @@ def test_annealing_needs_a_p():
 
 def test_training_in_the_users_loop_reaches_the_same():
     """`lawbook.train` (autograd, cosine) ends where the formula's gradients do."""
-    w, _ = train(randn(12, seed=4), lasso().loss, sgd(0.3), 1500, how=Decay(Lp(1.0)), when=0.2)
+    w, _ = train(randn(12, seed=4), lasso().loss, sgd(0.5), 800, how=Decay(Lp(1.0)), when=0.2)
     assert distance(w, solution(0.2)) < 1e-6

@@ -296,6 +296,7 @@ class Host:
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
     def _load_pre(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        self._swap_out()  # a step may have been interrupted
         groups = state_dict.get("param_groups") or [{}]
         saved = groups[0].get(KEY)
         if saved is None:
@@ -310,6 +311,7 @@ class Host:
                     f"the checkpoint does not fit: {name!r} was trained as [{was}] and is attached as [{now}]; "
                     "attach with the same how= and where=, or start without the checkpoint"
                 )
+        self._must_hold(state_dict)
         self._incoming = state_dict
         # torch reads no state but its own: Adam takes an entry that is not empty for a complete one
         entries = {
@@ -318,16 +320,35 @@ class Host:
         }
         return {**state_dict, "state": entries}
 
+    def _must_hold(self, saved: Mapping[str, Any]) -> None:
+        """Every lane's factors are in the checkpoint."""
+        for lane, key in zip(self.lanes, self._keys(saved), strict=True):
+            missing = lane.coordinates().keys() - saved["state"].get(key, {}).get(KEY, {}).keys()
+            if missing:
+                raise CheckpointError(
+                    f"the checkpoint lacks {', '.join(sorted(missing))} of {lane.site.name!r}, which is attached as "
+                    f"[{lane}]; save optimizer.state_dict() as it is"
+                )
+
+    def _keys(self, saved: Mapping[str, Any]) -> list[Any]:
+        """The key of each lane's weight in a checkpoint."""
+        keys = [key for group in saved["param_groups"] for key in group["params"]]
+        params = [theta for group in self.optimizer.param_groups for theta in group["params"]]
+        if len(keys) != len(params):
+            raise CheckpointError(
+                f"the checkpoint's optimizer holds {len(keys)} parameters and this one {len(params)}; build the "
+                "optimizer as it was when the checkpoint was saved"
+            )
+        key_of = {id(theta): key for key, theta in zip(keys, params, strict=True)}
+        return [key_of[id(lane.site.theta)] for lane in self.lanes]
+
     def _load_post(self, optimizer: Optimizer) -> None:
         """Exact values: torch casts what it loads to the weight's dtype, which masks and float32 factors must not be."""
         assert self._incoming is not None
         saved, self._incoming = self._incoming, None
-        keys = [key for group in saved["param_groups"] for key in group["params"]]
-        params = [theta for group in optimizer.param_groups for theta in group["params"]]
-        key_of = {id(theta): key for key, theta in zip(keys, params, strict=True)}
-        for lane in self.lanes:
+        for lane, key in zip(self.lanes, self._keys(saved), strict=True):
             theta = lane.site.theta
-            bag = saved["state"].get(key_of[id(theta)], {}).get(KEY, {})
+            bag = saved["state"].get(key, {}).get(KEY, {})
             shelf = {name: _placed(value, theta.device) for name, value in bag.items()}
             for name, factor in lane.coordinates().items():
                 factor.data.copy_(shelf[name]["value"])

@@ -232,15 +232,13 @@ class Run:
             if dead is not None and bool(whole(dead.any())):
                 lane.zero(dead, self._host.state(lane))
 
-    def norms(self) -> tuple[Tensor, Tensor]:
-        """(norm, entries) of every group, flat: what schedules measure. Norms are divided by their group's weight."""
-        parts = [whole(lane.site.groups.norm(lane.site.theta.detach())).flatten() / lane.site.groups.scale for lane in self._lanes]
-        sizes = [torch.full_like(part, lane.site.groups.size) for part, lane in zip(parts, self._lanes, strict=True)]
-        return torch.cat(parts), torch.cat(sizes)
-
     @torch.no_grad()
     def balance(self) -> float:
-        """λ at which the penalty's pull on the median live group equals the last gradient's: its natural unit."""
+        """λ at which the penalty's pull on the median live group equals the last gradients': the natural unit of λ.
+
+        A tenth of it for optimizers with a second moment, whose steps do not shrink with the gradient (measured: the
+        same accuracy needs about a tenth of the strength there).
+        """
         norms, slacks = [], []
         for lane in self._lanes:
             theta, groups = lane.site.theta, lane.site.groups
@@ -254,7 +252,8 @@ class Run:
             return 0.0
         middle, slack = torch.cat(norms).median(), torch.cat(slacks).median()
         pull = float(self.how.penalty.slope(middle))
-        return float(slack) / pull if 0 < pull < math.inf else 0.0
+        share = 0.1 if "betas" in self.optimizer.param_groups[0] else 1.0
+        return share * float(slack) / pull if 0 < pull < math.inf else 0.0
 
     def rate(self) -> float:
         """Present flow rate."""

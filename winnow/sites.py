@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from winnow.errors import AttachError, GroupError
-from winnow.groups import Grouping
+from winnow.groups import Grouping, Groups
 from winnow.routes.base import Site
 
 Where = Grouping | Mapping[str, Grouping]
@@ -95,8 +95,17 @@ def _check(name: str, theta: nn.Parameter, held: set[int], owners: Sequence[tupl
         raise AttachError(f"{name!r} holds values that are not finite; attach to a healthy model")
 
 
-def _bind(name: str, theta: nn.Parameter, rule: Grouping):  # type: ignore[no-untyped-def]
+def _bind(name: str, theta: nn.Parameter, rule: Grouping) -> Groups:
     try:
-        return rule.bind(theta.shape)
+        groups = rule.bind(theta.shape)
     except GroupError as error:
         raise GroupError(f"{name!r}: {error}") from None
+    if hasattr(theta, "placements"):
+        try:
+            groups.split(theta.detach())
+        except RuntimeError as error:
+            raise GroupError(
+                f"{name!r}: {rule} cuts through the shards of {theta.placements} on {theta.device_mesh}; use groups whose "
+                "number along the sharded axis is a multiple of the ranks, or shard the weight along another axis"
+            ) from error
+    return groups

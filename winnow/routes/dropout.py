@@ -30,8 +30,8 @@ class Mask(ABC):
     def draw(self, keep: Tensor) -> Tensor:
         """One mask, given keep probabilities α."""
 
-    def gradient(self, keep: Tensor, w: Tensor) -> Tensor | None:
-        """What to add to the gradient instead of noise; None for none. `keep` broadcasts to `w`."""
+    def gradient(self, variance: Tensor, w: Tensor) -> Tensor | None:
+        """What to add to the gradient instead of noise; None for none. `variance` (1−α)/α broadcasts to `w`."""
         return None
 
 
@@ -61,8 +61,8 @@ class Expected(Mask):
     def draw(self, keep: Tensor) -> Tensor:
         return torch.ones_like(keep)
 
-    def gradient(self, keep: Tensor, w: Tensor) -> Tensor:
-        return w * ((1 - keep) / keep.clamp_min(torch.finfo(keep.dtype).tiny))  # α = 0 only where w = 0
+    def gradient(self, variance: Tensor, w: Tensor) -> Tensor:
+        return w * variance
 
 
 @final
@@ -70,9 +70,9 @@ class Expected(Mask):
 class Dropout(Route):
     """Adaptive dropout for any penalty and groups.
 
-    `mask`: the noise's law.  `floor`: smallest keep probability (the mask's variance is its inverse).  `curvature`: h of
-    the loss, so that the effective penalty is λΩ rather than λhΩ.  `tolerance`: at the end, groups with α below it are
-    zero.
+    `mask`: the noise's law.  `floor`: smallest keep probability (the mask's variance is its inverse).  `curvature`: h
+    of the loss, so that the effective penalty is λΩ rather than λhΩ.  `tolerance`: at the end, groups with α below it
+    are zero.
     """
 
     penalty: Penalty
@@ -112,10 +112,17 @@ class DropoutLane(WeightLane):
         """α per group."""
         return self.route.keep(self.norm(), self.strength)
 
+    def variance(self) -> Tensor:
+        """(1−α)/α = λ/(hη) per group, where 1 − α would lose a λ below rounding; 0 for a group that is zero."""
+        num, den = self.penalty.eta_ratio(self.norm())
+        variance = torch.as_tensor(self.strength / self.route.curvature * den / num)
+        return variance.masked_fill(variance.isinf(), 0.0)
+
     def perturb(self, theta: Tensor) -> Tensor:
         if self.strength == 0:
             return theta
-        keep = self.route.keep(self.site.groups.norm(theta.detach()), self.strength)  # of what is seen: FSDP unshards it
+        norm = self.site.groups.norm(theta.detach())  # of what is seen here: FSDP unshards it
+        keep = self.route.keep(norm, self.strength)
         return self.site.groups.spread(self.route.mask.draw(keep.clamp_min(self.route.floor)), theta)
 
     def open(self, moment: Moment) -> None:
@@ -130,7 +137,7 @@ class DropoutLane(WeightLane):
                 "(call model.train(), or leave this weight out of where=)", WinnowWarning, stacklevel=2
             )
         if self.strength and theta.grad is not None:
-            extra = self.route.mask.gradient(self.keep(), self.site.groups.split(theta.detach()))
+            extra = self.route.mask.gradient(self.variance(), self.site.groups.split(theta.detach()))
             if extra is not None:
                 theta.grad = theta.grad + (extra * moment.scale).view(theta.shape)  # the host puts the loss's own back
 

@@ -55,6 +55,8 @@ class Gating(Route):
             depth = 2 / penalty.p
             depth = round(depth) if math.isclose(depth, round(depth), rel_tol=1e-12) else depth
             return PowerGate(depth) if penalty.p <= 1 else PlainGate(penalty)
+        if math.isinf(penalty.slope_at_zero):  # its gate's decay is infinite at zero; Lp alone has a power gate
+            raise PenaltyError(f"no gate carries {penalty}, whose slope at zero is infinite; use Lp and scale the strength")
         if math.isfinite(penalty.knot):
             return BoundedGate(penalty)
         penalty.dual_slope(torch.ones(1))  # raises PenaltyError where there is no dual

@@ -49,7 +49,8 @@ class Masking(Route):
 @torch.no_grad()
 def rebalance(lane: Lane, beta: float) -> None:
     """Set m² − v² = β again at an unchanged product (Sign-In's reset); zeros whose factors are both zero stay dead."""
-    assert isinstance(lane, FactoredLane) and isinstance(lane.factorisation, Product) and lane.factorisation.depth == 2
+    if not (isinstance(lane, FactoredLane) and isinstance(lane.factorisation, Product) and lane.factorisation.depth == 2):
+        raise AttachError(f"only two full-size factors have a gap to rebalance, but {lane.site.name!r} is {lane}; attach how=Masking()")
     m, v = lane.tensors()
     alive = (m != 0) | (v != 0)
     new_m, new_v = Gap(beta)(m * v, 2)
