@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
 from winnow.errors import AttachError, PenaltyError
-from winnow.penalties import Lp, Penalty
 from winnow.groups import Split
+from winnow.penalties import Lp, Penalty
 from winnow.routes.base import UNDERFLOW, Lane, Moment, Motion, Move, Route, Site, WeightLane
 
 
@@ -28,10 +28,11 @@ class Decay(Route):
     `metric="plain"`: pWD, ρ = lr; `"adaptive"`: ρ = lr/(√v̂+ε) of an Adam-like optimizer, so that λ keeps its meaning
     under Adam (pWD's own is relative to the gradient's RMS).  `rescale`: under momentum μ use lr/(1−μ) for ρ, without
     which heavy ball solves for (1−μ)λ.  `ridge`: elastic net's λ₂.  `anneal`: steps over which p goes from 2 to its
-    value, so that small initial weights are not killed.  `refresh`: steps between updates of η (the η-trick's interval).
+    value, so that small initial weights are not killed.  `refresh`: steps between updates of η (the η-trick's
+    interval).
     """
 
-    penalty: Penalty = Lp(0.5)
+    penalty: Penalty = field(default=Lp(0.5))
     metric: Literal["plain", "adaptive"] = "plain"
     rescale: bool = True
     ridge: float = 0.0
@@ -147,7 +148,8 @@ class DecayMotion:
     ) -> tuple[Tensor, list[Tensor]]:
         norm = groups.norm(theta) if seen is None else seen
         moved, rate, rho = move(0, g)
-        shrunk = moved * shrinkage(self.penalty, norm, rho if self.adaptive else rate, strength * groups.scale, self.ridge)
+        rate = rho if self.adaptive else rate
+        shrunk = moved * shrinkage(self.penalty, norm, rate, strength * groups.scale, self.ridge)
         return shrunk, [shrunk]
 
 
@@ -160,11 +162,10 @@ def shrinkage(
 
 
 def adam_rate(group: Mapping[str, Any], state: Mapping[str, Any], site: Site) -> Tensor:
-    """ρ = lr/(√v̂+ε) per entry, in the grouped view: Adam's own metric, with Adam's ε, so the fixed points are those of F."""
+    """ρ = lr/(√v̂+ε) per entry, in the grouped view: Adam's own metric, ε included, so fixed points are those of F."""
     if "exp_avg_sq" not in state:
         raise AttachError(f'metric="adaptive" found no exp_avg_sq for {site.name!r}; use metric="plain"')
     correction = 1 - float(group["betas"][1]) ** float(state["step"])
     second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-    return float(group["lr"]) / ((site.groups.split(second) / correction).sqrt_().add_(float(group["eps"])))
-
-
+    root: Tensor = (site.groups.split(second) / correction).sqrt_()
+    return float(group["lr"]) / root.add_(float(group["eps"]))
