@@ -1,12 +1,11 @@
-"""What cannot work is refused by name before anything is changed: both sides of the mistake, and the next thing to try."""
+"""What cannot work is refused by name before anything is changed: both sides of the mistake, and what to try next."""
 
 import copy
 import math
-import warnings
 
 import pytest
 import torch
-from test_host import ROUTES, Net, Trial, everything, every_pair, every_route, same, saved
+from test_host import ROUTES, Net, Trial, every_pair, every_route, everything, same, saved
 from torch import nn
 
 import winnow
@@ -26,8 +25,16 @@ from winnow import (
     Rows,
     Toward,
 )
-from winnow.errors import AttachError, CheckpointError, GradientError, GroupError, PenaltyError, ScheduleError, WinnowError
-from winnow.factors import Balanced
+from winnow.errors import (
+    AttachError,
+    CheckpointError,
+    GradientError,
+    GroupError,
+    PenaltyError,
+    ScheduleError,
+    WinnowError,
+)
+from winnow.starts import Balanced
 
 NAN, INF = math.nan, math.inf
 
@@ -84,15 +91,16 @@ def picture(model, optimizer):
 def refused(kind, needles, model, optimizer, **words):
     """attach raises `kind`, says all `needles`, and leaves everything as it was."""
     before = picture(model, optimizer)
-    with pytest.raises(kind) as error, warnings.catch_warnings():
-        warnings.simplefilter("error")
-        winnow.attach(model, optimizer, **{"how": Gating(depth=3), "where": {"fc1.weight": Rows()}, "when": 0.1, **words})
+    words = {"how": Gating(depth=3), "where": {"fc1.weight": Rows()}, "when": 0.1} | words
+    with pytest.raises(kind) as error:
+        winnow.attach(model, optimizer, **words)
     same(picture(model, optimizer), before)
     message = str(error.value)
     assert isinstance(error.value, WinnowError)
     for needle in needles:
         assert needle in message, f"{needle!r} is not in {message!r}"
-    winnow.attach(model, optimizer, how=Gating(depth=3), where={"fc2.weight": Rows()}, when=0.1)  # nothing stands in the way
+    # and nothing stands in the way of a better attempt
+    winnow.attach(model, optimizer, how=Gating(depth=3), where={"fc2.weight": Rows()}, when=0.1)
 
 
 WHERE = {
@@ -136,8 +144,16 @@ def test_where(case):
 
 
 HOW = {
-    "masking groups": (Masking(), {"fc1.weight": Rows()}, ["'fc1.weight'", "single entries", "Elements()", "Gating(depth=2)"]),
-    "a start for groups": (Gating(depth=3, start=Balanced()), {"fc1.weight": Rows()}, ["'fc1.weight'", "Elements()", "start="]),
+    "masking groups": (
+        Masking(),
+        {"fc1.weight": Rows()},
+        ["'fc1.weight'", "single entries", "Elements()", "Gating(depth=2)"],
+    ),
+    "a start for groups": (
+        Gating(depth=3, start=Balanced()),
+        {"fc1.weight": Rows()},
+        ["'fc1.weight'", "Elements()", "start="],
+    ),
     "a route's class": (Gating, {"fc1.weight": Rows()}, ["Gating", "such as Gating(depth=3)"]),
     "a penalty": (Lp(0.5), {"fc1.weight": Rows()}, ["Lp(p=0.5)", "route"]),
 }
@@ -216,13 +232,17 @@ NUMBERS = {
     "density -0.1": (lambda: Toward(-0.1, 100), ScheduleError, ["density", "-0.1", "(0, 1]"]),
     "density NaN": (lambda: Toward(NAN, 100), ScheduleError, ["density", "nan", "(0, 1]"]),
     "no steps": (lambda: Toward(0.1, 0), ScheduleError, ["steps"]),
-    "no depth": (lambda: Gating(), PenaltyError, ["depth"]),
+    "no depth": (Gating, PenaltyError, ["depth"]),
     "depth and penalty": (lambda: Gating(Lp(0.5), depth=3), PenaltyError, ["Lp(p=0.5)", "depth=3"]),
     "depth 1": (lambda: Gating(depth=1), PenaltyError, ["depth", "1", "try depth=3"]),
     "depth NaN": (lambda: Gating(depth=NAN), PenaltyError, ["depth", "nan"]),
     "no dual": (lambda: Gating(Lp(2.0)), PenaltyError, ["Lp(p=2.0)", "weight decay", "use p < 2"]),
     "no dual, scaled": (lambda: Gating(winnow.Scaled(Lp(2.0), 3.0)), PenaltyError, ["Lp(2)", "dual"]),
-    "a slope no gate carries": (lambda: Gating(winnow.Scaled(Lp(0.5), 3.0)), PenaltyError, ["Scaled", "infinite", "use Lp"]),
+    "a slope no gate carries": (
+        lambda: Gating(winnow.Scaled(Lp(0.5), 3.0)),
+        PenaltyError,
+        ["Scaled", "infinite", "use Lp"],
+    ),
     "no whole depth": (lambda: Gating(Lp(0.7), start=Balanced()), PenaltyError, ["integer", "Lp(p=0.7)"]),
     "p": (lambda: Lp(-0.5), PenaltyError, ["-0.5"]),
     "p NaN": (lambda: Lp(NAN), PenaltyError, ["nan"]),
@@ -347,12 +367,11 @@ def test_a_gradient_that_is_not_finite(route, optimizer, bad, closure):
         return loss
 
     before, clock = everything(trial), trial.run.clock
+    args = [poisoned] if closure else []
+    if not closure:
+        poisoned()
     with pytest.raises(GradientError) as error:
-        if closure:
-            trial.optimizer.step(poisoned)
-        else:
-            poisoned()
-            trial.optimizer.step()
+        trial.optimizer.step(*args)
     message = str(error.value)
     for needle in ("'2.weight'", "step 3", "not finite", "zero_grad()"):
         assert needle in message

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 import winnow
 from winnow import Blocks, Columns, Decay, Dropout, Elements, Expected, Gating, Heads, LogSum, Lp, Masking, Rows
 from winnow.errors import WinnowWarning
-from winnow.factors import Balanced
+from winnow.starts import Balanced
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="this torch has no gloo"
@@ -162,7 +162,7 @@ def resumed(kind, rank, world):
     return {"same": all(torch.equal(a, b) for a, b in zip(again.weights(), trial.weights(), strict=True))}
 
 
-def crossing(kind, rank, world):
+def crossing(kind, *_):
     """Groups that lie on two ranks in part."""
     torch.manual_seed(0)
     model = wrapped(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)).double(), kind)

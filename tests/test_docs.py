@@ -1,7 +1,7 @@
 """The documentation is true: every Python block of README.md and docs/ runs, and every link leads somewhere.
 
-The blocks of one page run in order, in one namespace.  Not run are blocks opened by "```python no-run" and blocks with a
-line that starts with an ellipsis, as in "...  # your loop".
+The blocks of one page run in order, in one namespace.  Not run are blocks opened by "```python no-run" and blocks with
+a line that starts with an ellipsis, as in "...  # your loop".
 """
 
 import re

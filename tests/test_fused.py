@@ -50,7 +50,7 @@ def tensors(tree):
 @pytest.mark.parametrize("route", ROUTES)
 def test_fused_equals_plain(route, optimizer):
     how, where = ROUTES[route]
-    plain, plain_optimizer, run = train(how, where, OPTIMIZERS[optimizer], fused=False)
+    plain, plain_optimizer, _ = train(how, where, OPTIMIZERS[optimizer], fused=False)
     fast, fast_optimizer, fast_run = train(how, where, OPTIMIZERS[optimizer], fused=True)
     assert fast_run._host.fused.compiled, "nothing was fused"
     for a, b in zip(plain.parameters(), fast.parameters(), strict=True):
@@ -65,7 +65,7 @@ def test_a_run_can_change_paths():
     """Optimizer state of the fused path is torch's own, so a run goes on unfused and ends alike."""
     how, where = ROUTES["gating rows"]
     model, optimizer, run = train(how, where, OPTIMIZERS["adamw"], fused=True, steps=3)
-    twin, other, twin_run = train(how, where, OPTIMIZERS["adamw"], fused=False, steps=3)
+    twin, other, _ = train(how, where, OPTIMIZERS["adamw"], fused=False, steps=3)
     run._host.fused = None
     x = torch.randn(4, 6).double()
     for m, o in ((model, optimizer), (twin, other)):

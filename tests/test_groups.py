@@ -113,7 +113,9 @@ def test_norm_and_total_match_a_loop(case):
     for x in layouts(sample(shape)):
         norms, totals = groups.norm(x), groups.total(x)
         assert norms.shape == totals.shape == groups.gate_shape
-        mark = groups.spread(torch.arange(groups.count, dtype=torch.float64).view(groups.gate_shape), torch.ones_like(x))
+        mark = groups.spread(
+            torch.arange(groups.count, dtype=torch.float64).view(groups.gate_shape), torch.ones_like(x)
+        )
         for part in members(rule, shape).values():
             [gate] = {int(mark[index]) for index in part}  # one gate, and the same, for all its entries
             values = [float(x[index]) for index in part]

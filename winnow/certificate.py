@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from winnow.cut import whole
 from winnow.routes.base import Lane, Route
 
 
@@ -66,7 +67,9 @@ class Certificate:
                 f"{100 * (self.near_boundary or 0):.1f} % near the boundary"
             )
         if self.imbalance is not None:
-            lines.append(f"factors: imbalance at most {self.imbalance:.2e}, misalignment {self.misalignment:.2e} in all")
+            lines.append(
+                f"factors: imbalance at most {self.imbalance:.2e}, misalignment {self.misalignment:.2e} in all"
+            )
         return "\n".join(lines)
 
 
@@ -77,7 +80,10 @@ def certify(
     threshold: float,
     closure: Callable[[], Tensor] | None,
 ) -> Certificate:
-    """Measure, at `strengths` = (λ now, λ₀ under which the zeros were chosen); a closure's gradients are its own and leave the weights' `.grad` alone. Norms ≤ `threshold` are dead."""
+    """Measure at `strengths` = (λ now, λ₀ under which the zeros were chosen); norms ≤ `threshold` are dead.
+
+    A closure's gradients are its own and leave the weights' `.grad` alone.
+    """
     strength, chosen = strengths
     loss, grads = _gradients(lanes, closure)
     penalty = sum(float(how.penalty.value(_norm(lane)).double().sum()) * lane.site.groups.scale for lane in lanes)
@@ -90,7 +96,10 @@ def certify(
         near, total = sum(part[3] for part in parts), sum(a.numel() for a in alive)
     imbalances = [lane.imbalance() for lane in lanes]
     factored = all(i is not None for i in imbalances)
-    gap = sum(float((lane.energy() - lane.site.groups.scale * how.penalty.value(_norm(lane))).double().sum()) for lane in lanes)
+    gap = sum(
+        float((lane.energy() - lane.site.groups.scale * how.penalty.value(_norm(lane))).double().sum())
+        for lane in lanes
+    )
     return Certificate(
         strength=strength,
         chosen_at=chosen,
@@ -109,14 +118,10 @@ def certify(
 
 
 def _norm(lane: Lane) -> Tensor:
-    from winnow.run import whole
-
     return whole(lane.site.groups.norm(lane.site.theta.detach()))
 
 
-def _gradients(
-    lanes: Sequence[Lane], closure: Callable[[], Tensor] | None
-) -> tuple[float | None, list[Tensor] | None]:
+def _gradients(lanes: Sequence[Lane], closure: Callable[[], Tensor] | None) -> tuple[float | None, list[Tensor] | None]:
     thetas = [lane.site.theta for lane in lanes]
     if closure is None:
         found = [theta.grad for theta in thetas]

@@ -29,7 +29,7 @@ Update = Callable[[Tensor, Tensor, Tensor, Sequence[Tensor]], Stepped]
 
 
 def sgd(x: Tensor, g: Tensor, h: Tensor, states: Sequence[Tensor]) -> Stepped:
-    """torch.optim.SGD's update, `h` = (lr, flow rate, μ, dampening, nesterov). Returns x', the flow rate, ρ, the new states."""
+    """torch.optim.SGD's update, `h` = (lr, flow rate, μ, dampening, nesterov); returns x', flow rate, ρ, new states."""
     if not states:
         return x - h[0] * g, h[1], h[1], []
     buffer = h[2] * states[0] + (1 - h[3]) * g
@@ -129,8 +129,8 @@ def _adam_states(xs: list[Tensor], inner: list[dict[str, Any]], moment: Moment) 
     group = moment.group
     for x, state in zip(xs, inner, strict=True):
         if "step" not in state:
-            place = {"device": x.device} if group.get("fused") else {}
-            state.update(step=torch.zeros((), dtype=torch.float32, **place))
+            device = x.device if group.get("fused") else torch.device("cpu")
+            state.update(step=torch.zeros((), dtype=torch.float32, device=device))
             state.update(exp_avg=torch.zeros_like(x), exp_avg_sq=torch.zeros_like(x))
         state["step"] += 1
     t = float(inner[0]["step"])

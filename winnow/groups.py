@@ -97,7 +97,8 @@ def _whole(x: Tensor) -> Tensor:
         return x
     from torch.distributed.tensor import Replicate
 
-    return x.redistribute(placements=[Replicate() if p.is_partial() else p for p in placements])  # type: ignore[attr-defined]
+    whole: Tensor = x.redistribute(placements=[Replicate() if p.is_partial() else p for p in placements])  # type: ignore[attr-defined]
+    return whole
 
 
 @dataclass(frozen=True, kw_only=True)

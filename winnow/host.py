@@ -24,7 +24,7 @@ from winnow.routes.base import FactoredLane, Lane, Moment, flow_rate
 from winnow.schedules import Clock
 
 KEY = "winnow"
-EAGER = "Winnow's hooks exchange weights and factors; compile optimizer.step without fullgraph=True, or do not compile it"
+EAGER = "Winnow's hooks swap weights and factors; compile optimizer.step without fullgraph=True, or not at all"
 
 
 @final
@@ -104,7 +104,8 @@ class Host:
             bag = self.bag(lane)
             own = {name: bag[name]["state"] for name in lane.coordinates()}
             return {**self.optimizer.state[lane.site.theta], **own}
-        return self.optimizer.state[lane.site.theta]
+        state: dict[str, Any] = self.optimizer.state[lane.site.theta]
+        return state
 
     # ---- open and close ----------------------------------------------------------------------------------------
 
@@ -142,7 +143,7 @@ class Host:
 
     # ---- one step ----------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable(reason=EAGER)
+    @torch.compiler.disable(reason=EAGER)  # type: ignore[no-untyped-call, untyped-decorator]
     def _pre(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self._swap_out()  # an exception may have left the last step half-way
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -185,7 +186,7 @@ class Host:
             lane.before(moment)
         self._swap_in()
 
-    @torch.compiler.disable(reason=EAGER)
+    @torch.compiler.disable(reason=EAGER)  # type: ignore[no-untyped-call, untyped-decorator]
     def _post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._own_groups is None:
             return
@@ -315,7 +316,7 @@ class Host:
         self._incoming = state_dict
         # torch reads no state but its own: Adam takes an entry that is not empty for a complete one
         entries = {
-            key: {inner: value for inner, value in entry.items() if inner != KEY} if isinstance(entry, Mapping) else entry
+            key: {name: x for name, x in entry.items() if name != KEY} if isinstance(entry, Mapping) else entry
             for key, entry in state_dict["state"].items()
         }
         return {**state_dict, "state": entries}
@@ -368,7 +369,7 @@ def _whole_sum(x: Tensor | None) -> Tensor:
     """The sum over all ranks' shards, so that every rank decides alike."""
     assert x is not None
     total = x.sum(dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None)
-    return total.full_tensor() if hasattr(total, "full_tensor") else total  # type: ignore[no-any-return]
+    return total.full_tensor() if hasattr(total, "full_tensor") else total
 
 
 def _placed(value: Any, device: torch.device) -> Any:

@@ -26,7 +26,7 @@ class ForwardNoise:
     def _hang(self, module: nn.Module, name: str, perturb: Callable[[Tensor], Tensor]) -> None:
         shelf: list[nn.Parameter] = []
 
-        def put(module: nn.Module, args: Any) -> None:
+        def put(module: nn.Module, _args: Any) -> None:
             if module.training and not shelf:
                 theta = module._parameters[name]
                 assert theta is not None
@@ -34,7 +34,7 @@ class ForwardNoise:
                 shelf.append(theta)
                 module._parameters[name] = perturb(theta)  # type: ignore[assignment]
 
-        def take(module: nn.Module, args: Any, output: Any) -> None:
+        def take(module: nn.Module, _args: Any, _output: Any) -> None:
             if shelf:
                 module._parameters[name] = shelf.pop()
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from winnow.factors import Balanced, Truncated
 from winnow.groups import Elements, Grouping, Rows
 from winnow.penalties import LogSum, Lp, Penalty
 from winnow.routes import Decay, Dropout, Gating, Masking
 from winnow.schedules import Feedback, Schedule
 from winnow.sites import Where
+from winnow.starts import Balanced, Truncated
 
 Words = dict[str, Any]
 
@@ -60,5 +60,3 @@ def p_norm_decay(p: float = 0.8, strength: Schedule | float = 8e-4, where: Group
 def adaptive_dropout(penalty: Penalty | None = None, strength: Schedule | float = 1e-3) -> Words:
     """Adaptive dropout (LeJeune et al., arXiv 2106.07769) with the notebooks' LogSum(2) and tolerance 0.05."""
     return {"how": Dropout(penalty or LogSum(2.0)), "where": Elements(), "when": strength}
-
-

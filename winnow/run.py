@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from winnow.certificate import Certificate, certify
+from winnow.cut import smallest, whole
 from winnow.errors import AttachError, ScheduleError, WinnowWarning
 from winnow.fused import Fused
 from winnow.host import KEY, Host
@@ -28,7 +28,13 @@ SWEEP = 50
 
 
 def attach(
-    model: nn.Module, optimizer: Optimizer, *, how: Route, where: Where, when: Schedule | float, fused: bool | None = None
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    how: Route,
+    where: Where,
+    when: Schedule | float,
+    fused: bool | None = None,
 ) -> Run:
     """Train `model` sparse with its own `optimizer`, in the loop you have.
 
@@ -57,7 +63,9 @@ def _schedule(when: Schedule | float) -> Schedule:
         return when
     if isinstance(when, (int, float)) and not isinstance(when, bool):
         return Constant(float(when))
-    raise ScheduleError(f"when must be a strength, a schedule or a target, got {when!r}; try 1e-4 or Toward(density=0.1, steps=…)")
+    raise ScheduleError(
+        f"when must be a strength, a schedule or a target, got {when!r}; try 1e-4 or Toward(density=0.1, steps=…)"
+    )
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:
@@ -175,7 +183,9 @@ class Run:
         if target is not None and not self._host.frozen:
             warnings.warn(
                 f"settled at step {self.clock.step}, before {self.schedule} froze the zeros: cut to {target:g} by norm "
-                "now, without healing; give Toward the number of steps that are really taken", WinnowWarning, stacklevel=2
+                "now, without healing; give Toward the number of steps that are really taken",
+                WinnowWarning,
+                stacklevel=2,
             )
             self.cut(target)
         for lane in self._lanes:
@@ -201,10 +211,10 @@ class Run:
         """Keep the largest groups by norm up to `density` of all entries, at least one per weight; zero the rest for good."""
         self._must_be_open("cut")
         for lane, dead in zip(self._lanes, smallest(self._lanes, density), strict=True):
-            dead = self._as_local(lane, dead)
-            lane.zero(dead, self._host.state(lane))
+            local = self._as_local(lane, dead)
+            lane.zero(local, self._host.state(lane))
             if isinstance(lane, WeightLane):
-                self._host.bag(lane)["alive"] = ~dead
+                self._host.bag(lane)["alive"] = ~local
         self._host.write(frozen=density <= (self.schedule.target or density))
 
     # ---- inside a step -----------------------------------------------------------------------------------------
@@ -219,7 +229,9 @@ class Run:
         if density is not None:
             self.cut(density)
         pressed, strength = self._pressed, self.schedule.strength(clock)
-        host.write(step=clock.step, flow=clock.flow, dose=clock.dose, memory=dict(memory), strength=strength, pressed=pressed)
+        host.write(
+            step=clock.step, flow=clock.flow, dose=clock.dose, memory=dict(memory), strength=strength, pressed=pressed
+        )
         if clock.step % SWEEP == 0:
             self._sweep()
             self._watch.layers([(layer.name, layer.alive, layer.groups) for layer in self.layers()], clock.step)
@@ -271,32 +283,6 @@ class Run:
     def _must_be_open(self, verb: str) -> None:
         if not self._open:
             raise AttachError(f"cannot {verb}: this run is settled and its optimizer released; attach again to go on")
-
-
-def whole(x: Tensor) -> Tensor:
-    """A sharded tensor gathered; any other as it is."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
-
-
-@torch.no_grad()
-def smallest(lanes: list[Lane], density: float) -> list[Tensor]:
-    """Gate-shaped masks of the groups to go, so that at most `density` of all entries stay, but one group per weight."""
-    norms = [whole(lane.site.groups.norm(lane.site.theta.detach())) / lane.site.groups.scale for lane in lanes]
-    sizes = [lane.site.groups.size for lane in lanes]
-    flat = torch.cat([norm.flatten().float() for norm in norms])
-    starts = [0, *itertools.accumulate(norm.numel() for norm in norms)]
-    for start, norm in zip(starts, norms, strict=False):  # no weight may vanish altogether
-        flat[start + int(norm.argmax())] = math.inf
-    budget = round(density * sum(norm.numel() * size for norm, size in zip(norms, sizes, strict=True)))
-    if len(set(sizes)) == 1:  # no need to sort
-        kept = flat.topk(max(budget // sizes[0], len(lanes)), sorted=False).indices
-    else:
-        order = flat.argsort(descending=True, stable=True)
-        each = torch.cat([torch.full((n.numel(),), s, device=flat.device) for n, s in zip(norms, sizes, strict=True)])
-        kept = order[(each[order].cumsum(0) <= budget) | flat[order].isinf()]
-    alive = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, kept, True)
-    parts = alive.split([norm.numel() for norm in norms])
-    return [~part.view(norm.shape) | (norm == 0) for part, norm in zip(parts, norms, strict=True)]
 
 
 def _mean_over_ranks(score: float) -> float:

@@ -80,7 +80,7 @@ def _match(names: Mapping[nn.Parameter, Sequence[str]], where: Mapping[str, Grou
 
 
 def _check(name: str, theta: nn.Parameter, held: set[int], owners: Sequence[tuple[nn.Module, str]]) -> None:
-    if isinstance(theta, nn.parameter.UninitializedTensorMixin):
+    if isinstance(theta, nn.parameter.UninitializedParameter):
         raise AttachError(f"{name!r} has no shape yet; run one batch through the lazy module before attach()")
     if not theta.is_floating_point():
         raise AttachError(f"{name!r} has dtype {theta.dtype}, but penalties need a real floating-point weight; leave it out")
@@ -100,12 +100,12 @@ def _bind(name: str, theta: nn.Parameter, rule: Grouping) -> Groups:
         groups = rule.bind(theta.shape)
     except GroupError as error:
         raise GroupError(f"{name!r}: {error}") from None
-    if hasattr(theta, "placements"):
+    if (mesh := getattr(theta, "device_mesh", None)) is not None:
         try:
             groups.split(theta.detach())
         except RuntimeError as error:
             raise GroupError(
-                f"{name!r}: {rule} cuts through the shards of {theta.placements} on {theta.device_mesh}; use groups whose "
-                "number along the sharded axis is a multiple of the ranks, or shard the weight along another axis"
+                f"{name!r}: {rule} cuts through the shards of {getattr(theta, 'placements', None)} on {mesh}; use groups "
+                "whose number along the sharded axis is a multiple of the ranks, or shard the weight along another axis"
             ) from error
     return groups

@@ -5,5 +5,18 @@ from winnow.routes.decay import Decay
 from winnow.routes.dropout import Bernoulli, Dropout, Expected, Gaussian
 from winnow.routes.gating import Gating
 from winnow.routes.masking import Masking
+from winnow.routes.variational import Local, Variational, WeightNoise
 
-__all__ = ["Bernoulli", "Decay", "Dropout", "Expected", "Gating", "Gaussian", "Masking", "Route"]
+__all__ = [
+    "Bernoulli",
+    "Decay",
+    "Dropout",
+    "Expected",
+    "Gating",
+    "Gaussian",
+    "Local",
+    "Masking",
+    "Route",
+    "Variational",
+    "WeightNoise",
+]

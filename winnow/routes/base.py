@@ -104,7 +104,7 @@ class Lane(ABC):
         """Further tensors that a checkpoint must hold."""
         return {}
 
-    def restore(self, kept: Mapping[str, Tensor]) -> None:
+    def restore(self, kept: Mapping[str, Tensor]) -> None:  # noqa: B027 - optional
         """Take back what `keeps` gave."""
 
     def open(self, moment: Moment) -> None:  # noqa: B027 - optional
@@ -257,7 +257,8 @@ class FactoredLane(Lane):
 
     def vanished(self) -> Tensor | None:
         small = self.site.groups.norm(self.site.theta.detach()) < UNDERFLOW
-        return small & (self.energy() < UNDERFLOW ** (1 / 3))  # a zero product of live factors is only passing through
+        idle: Tensor = self.energy() < UNDERFLOW ** (1 / 3)
+        return small & idle  # a zero product of live factors is only passing through
 
     @torch.no_grad()
     def zero(self, dead: Tensor, state: MutableMapping[str, Any]) -> None:

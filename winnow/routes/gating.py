@@ -13,9 +13,10 @@ from typing import final
 import torch
 
 from winnow.errors import AttachError, PenaltyError
-from winnow.factors import BoundedGate, Factorisation, PlainGate, PowerGate, Product, Start
+from winnow.factors import BoundedGate, Factorisation, PlainGate, PowerGate, Product
 from winnow.penalties import Lp, Penalty
 from winnow.routes.base import FactoredLane, Lane, Route, Site
+from winnow.starts import Start
 
 
 @final
@@ -45,15 +46,15 @@ class Gating(Route):
         """The coordinates for this penalty (dictionary section 6.4's last column)."""
         penalty = self.penalty
         if self.start is not None:
-            depth = round(2 / penalty.p) if isinstance(penalty, Lp) else 0
-            if depth < 2 or not math.isclose(depth, 2 / getattr(penalty, "p", 1)):
+            count = round(2 / penalty.p) if isinstance(penalty, Lp) else 0
+            if count < 2 or not math.isclose(count, 2 / getattr(penalty, "p", 1)):
                 raise PenaltyError(f"full-size factors need Lp with 2/p an integer >= 2, got {penalty}; try depth=3")
-            return Product(depth, self.start)
+            return Product(count, self.start)
         if isinstance(penalty, Lp):
             if penalty.p >= 2:
                 raise PenaltyError(f"{penalty} is plain weight decay and has no gate; use p < 2, or Decay({penalty})")
             depth = 2 / penalty.p
-            depth = round(depth) if math.isclose(depth, round(depth), rel_tol=1e-12) else depth
+            depth = float(round(depth)) if math.isclose(depth, round(depth), rel_tol=1e-12) else depth
             return PowerGate(depth) if penalty.p <= 1 else PlainGate(penalty)
         if math.isinf(penalty.slope_at_zero):  # its gate's decay is infinite at zero; Lp alone has a power gate
             raise PenaltyError(f"no gate carries {penalty}, whose slope at zero is infinite; use Lp and scale the strength")

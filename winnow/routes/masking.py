@@ -14,9 +14,10 @@ from typing import final
 import torch
 
 from winnow.errors import AttachError, PenaltyError
-from winnow.factors import Gap, Product
+from winnow.factors import Product
 from winnow.penalties import Lp, Penalty
 from winnow.routes.base import FactoredLane, Lane, Route, Site
+from winnow.starts import Gap
 
 
 @final
@@ -49,8 +50,10 @@ class Masking(Route):
 @torch.no_grad()
 def rebalance(lane: Lane, beta: float) -> None:
     """Set m² − v² = β again at an unchanged product (Sign-In's reset); zeros whose factors are both zero stay dead."""
-    if not (isinstance(lane, FactoredLane) and isinstance(lane.factorisation, Product) and lane.factorisation.depth == 2):
-        raise AttachError(f"only two full-size factors have a gap to rebalance, but {lane.site.name!r} is {lane}; attach how=Masking()")
+    if not (isinstance(lane, FactoredLane) and isinstance(lane.factorisation, Product) and len(lane.factors) == 2):
+        raise AttachError(
+            f"only two full-size factors have a gap to set, but {lane.site.name!r} is {lane}; attach how=Masking()"
+        )
     m, v = lane.tensors()
     alive = (m != 0) | (v != 0)
     new_m, new_v = Gap(beta)(m * v, 2)

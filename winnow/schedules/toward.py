@@ -1,0 +1,94 @@
+"""WHEN, by its end: a density instead of a strength."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from winnow.errors import ScheduleError
+from winnow.schedules.base import Clock, Gauge, Schedule, nonnegative
+
+
+@final
+@dataclass(frozen=True)
+class Toward(Schedule):
+    """A density instead of a strength: reached exactly (to one group), on every route and optimizer, then healed.
+
+    Three things happen in `steps` optimizer steps, which must be the number really taken:
+
+    - A cap on the density falls from 1 to `density` (cubically, from `begin` to 1 − `heal` of the run); every `every`
+      steps the groups of smallest norm beyond the cap are set to zero for good.
+    - Meanwhile the penalty prepares what is cut next.  Its strength is gentle by two measures that need no tuning:
+      its pull on the median live group is at most `pull` of the last gradients', and its dose λ·Σlr/(1−μ) over the
+      whole run stays below `dose`.  It rises slowly to that, and halves whenever groups die ahead of the cap: the
+      density is corrected from above only, as zeros do not come back.
+    - At 1 − `heal` the zeros are frozen, the penalty is off, and the rest heals.
+
+    Raises `ScheduleError` for a density outside (0, 1] or phases that do not fit into the run.
+    """
+
+    density: float
+    steps: int
+    heal: float = 0.4
+    begin: float = 0.1
+    pull: float = 0.3
+    dose: float = 1.0
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.density, (int, float)) and 0 < self.density <= 1):
+            raise ScheduleError(f"density must lie in (0, 1], got {self.density!r}; 0.1 keeps a tenth of the weights")
+        if not (isinstance(self.steps, int) and self.steps >= 1):
+            raise ScheduleError(
+                f"steps must be the number of optimizer steps of the run, an integer >= 1, got {self.steps!r}"
+            )
+        if not (0 <= self.begin and 0 <= self.heal and self.begin + self.heal < 1):
+            raise ScheduleError(f"need begin >= 0, heal >= 0 and begin + heal < 1, got {self.begin} and {self.heal}")
+        if self.every < 0:
+            raise ScheduleError(f"every must be a number of steps >= 0 (0: a hundredth of the run), got {self.every}")
+        nonnegative("pull", self.pull)
+        nonnegative("dose", self.dose)
+
+    @property
+    def last(self) -> int:
+        """The step at which the zeros are frozen."""
+        return max(1, round((1 - self.heal) * self.steps))
+
+    @property
+    def stride(self) -> int:
+        return self.every or max(1, self.steps // 100)
+
+    def cap(self, step: int) -> float:
+        """Largest density allowed after `step` steps."""
+        start = self.begin * self.steps
+        left = (self.last - step) / max(self.last - start, 1)
+        return self.density + (1 - self.density) * min(1.0, max(0.0, left)) ** 3
+
+    def strength(self, clock: Clock) -> float:
+        return clock.memory.get("strength", 0.0) if clock.step < self.last else 0.0
+
+    def observe(self, clock: Clock, gauge: Gauge) -> Mapping[str, float]:
+        if clock.step % self.stride or clock.step >= self.last:
+            return clock.memory
+        now, before = gauge.balance(), clock.memory.get("unit")
+        unit = now if before is None else 0.9 * before + 0.1 * now
+        rate = max(gauge.rate(), clock.memory.get("rate", 0.0))  # the peak: warm-up and decay must not inflate λ
+        ceiling = self.dose / (rate * self.last) if rate > 0 else 0.0
+        alive, share = gauge.density(), clock.memory.get("share", 0.02)
+        share = 0.5 * share if alive < 0.95 * self.cap(clock.step) else min(1.0, 1.15 * share)
+        strength = min(self.pull * unit, ceiling) * share if alive > 1.02 * self.density else 0.0
+        return {"unit": unit, "rate": rate, "share": share, "strength": strength}
+
+    def freeze(self, clock: Clock) -> float | None:
+        if clock.step == self.last:
+            return self.density
+        cap = self.cap(clock.step)
+        return cap if clock.step < self.last and clock.step % self.stride == 0 and cap < 1 else None
+
+    def phase(self, clock: Clock) -> str:
+        return "sparsify" if clock.step < self.last else "heal"
+
+    @property
+    def target(self) -> float | None:
+        return self.density
