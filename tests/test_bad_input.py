@@ -11,6 +11,7 @@ from torch import nn
 import winnow
 from winnow import (
     Axes,
+    Balanced,
     Blocks,
     Columns,
     Decay,

@@ -16,7 +16,21 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import winnow
-from winnow import Blocks, Columns, Decay, Dropout, Elements, Expected, Gating, Heads, LogSum, Lp, Masking, Rows
+from winnow import (
+    Balanced,
+    Blocks,
+    Columns,
+    Decay,
+    Dropout,
+    Elements,
+    Expected,
+    Gating,
+    Heads,
+    LogSum,
+    Lp,
+    Masking,
+    Rows,
+)
 from winnow.errors import WinnowWarning
 from winnow.starts import Balanced
 

@@ -448,8 +448,9 @@ def test_clipping_sees_the_weights_gradients(route, optimizer):
     assert differ(free.model.state_dict(), scaled.model.state_dict())
 
 
-@every_pair
+@pytest.mark.parametrize(("route", "optimizer"), [pair for pair in PAIRS if pair[0] != "variational"])
 def test_two_micro_batches_are_one_batch(route, optimizer):
+    """`Local` noise is drawn for each example, so that batches of another size draw other numbers."""
     whole, halves = Trial(route, optimizer).steps(4), Trial(route, optimizer)
     for _ in range(4):
         halves.optimizer.zero_grad(set_to_none=False)
@@ -503,6 +504,22 @@ def test_gradient_scaler(route, optimizer, hand):
         plain.step()
     same(everything(scaled), everything(plain), **({} if optimizer == "sgd" else {"rtol": 1e-5, "atol": 1e-8}))
     assert scaled.run.clock.step == 5
+
+
+@every_pair
+def test_gradients_that_a_kernel_unscales_are_left_unscaled(route, optimizer):
+    """As torch's fused kernels leave them for any weight: schedules and certificates read them after the step."""
+    plain, scaled = (Trial(route, optimizer, dtype=torch.float32, fused=False) for _ in range(2))
+    for group in scaled.optimizer.param_groups:
+        group["fused"] = True
+    scaled.optimizer._step_supports_amp_scaling = True
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for trial in (plain, scaled):
+        loss = trial.loss()
+        (loss if trial is plain else scaler.scale(loss)).backward()
+    plain.optimizer.step()
+    scaler.step(scaled.optimizer)
+    same([p.grad for p in scaled.model.parameters()], [p.grad for p in plain.model.parameters()])
 
 
 @pytest.mark.parametrize("keyword", [False, True])

@@ -151,7 +151,7 @@ def test_doses_in_closed_form():
 
 
 def test_a_gap_lets_signs_change():
-    """½(x+1)² from .5, steps of 1e-3 to time 20: β = 0 and 1e-12 stop at 0, 1e-8 is under way, 1e-4 reaches −1 (law 16)."""
+    """½(x+1)² from .5, steps of 1e-3 to time 20: β = 0, 1e-12 stop at 0, 1e-8 is under way, 1e-4 reaches −1 (law 16)."""
     betas = (0.0, 1e-12, 1e-8, 1e-4, 1.0)
     starts = [Gap(beta)(tensor(0.5), 2) for beta in betas]
     m, v = torch.cat([s[0] for s in starts]), torch.cat([s[1] for s in starts])

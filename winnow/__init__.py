@@ -1,6 +1,7 @@
 """Winnow: train any PyTorch model sparse with the optimizer and loop you have.
 
-One objective, L(w) + λ·ΣΩ(‖w_g‖), said in words: WHAT (`penalties`), WHERE (`groups`), HOW (`routes`), WHEN (`schedules`).
+One objective, L(w) + λ·ΣΩ(‖w_g‖), said in words: WHAT (`penalties`), WHERE (`groups`), HOW (`routes`) and WHEN
+(`schedules`).
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -55,7 +55,9 @@ class Fused:
     def choose(want: bool | None, optimizer: Optimizer, size: int) -> Fused | None:
         """`None`: where it pays; raises `AttachError` if insisted on and impossible."""
         able = type(optimizer) in (SGD, Adam, AdamW) and not any(
-            group.get(key) for group in optimizer.param_groups for key in ("amsgrad", "maximize", "capturable", "differentiable")
+            group.get(key)
+            for group in optimizer.param_groups
+            for key in ("amsgrad", "maximize", "capturable", "differentiable")
         )
         if want and not able:
             raise AttachError(

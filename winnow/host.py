@@ -50,7 +50,7 @@ class Host:
         self._active: list[tuple[Lane, Moment]] = []
         self._fused: list[tuple[Lane, Moment]] = []
         self._own_groups: list[dict[str, Any]] | None = None
-        self._grads: list[tuple[Tensor, Tensor | None]] = []
+        self._grads: list[tuple[Lane, Moment, Any]] = []
         self._parts: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._bags: dict[int, dict[str, Any]] = {}
         self._incoming: Mapping[str, Any] | None = None
@@ -172,6 +172,8 @@ class Host:
         for lane in self.lanes:
             grad = lane.site.theta.grad
             if grad is None:
+                for factor in lane.coordinates().values():
+                    factor.grad = None  # what rests, rests as a whole
                 continue
             if grad.is_sparse:
                 raise GradientError(f"{lane.site.name!r} has a sparse gradient; build its embedding with sparse=False")
@@ -181,7 +183,7 @@ class Host:
             (self._fused if fits else self._active).append((lane, moment))
         self._check_finite()
         self.look([lane for lane, _ in (*self._active, *self._fused)], self.record["step"])
-        self._grads = [(lane.site.theta, lane.site.theta.grad) for lane, _ in self._active]
+        self._grads = [(lane, moment, lane.site.theta.grad) for lane, moment in self._active]
         for lane, moment in self._active:
             lane.before(moment)
         self._swap_in()
@@ -272,8 +274,9 @@ class Host:
         if self._own_groups is None:
             return
         self.optimizer.param_groups, self._own_groups = self._own_groups, None
-        for theta, grad in self._grads:  # a lane may have added to it
-            theta.grad = grad
+        for lane, moment, grad in self._grads:  # a lane may have added to it, an optimizer with a scale divided it
+            seen = lane.steps_weight and lane.site.theta.grad is grad
+            lane.site.theta.grad = grad if seen or isinstance(moment.scale, float) else grad / moment.scale
         for group, part in reversed(self._parts):
             for key, value in part.items():  # an optimizer may count in its groups
                 if key not in ("params", "weight_decay", KEY):
