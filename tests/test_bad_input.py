@@ -35,7 +35,6 @@ from winnow.errors import (
     ScheduleError,
     WinnowError,
 )
-from winnow.starts import Balanced
 
 NAN, INF = math.nan, math.inf
 

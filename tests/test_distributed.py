@@ -32,7 +32,6 @@ from winnow import (
     Rows,
 )
 from winnow.errors import WinnowWarning
-from winnow.starts import Balanced
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="this torch has no gloo"
@@ -191,6 +190,18 @@ def crossing(kind, *_):
     return {"message": message, "same": same and "winnow" not in repr(optimizer.state_dict())}
 
 
+def alone(kind, *_):
+    """Variational dropout's deviations are averaged by no wrapper."""
+    torch.manual_seed(0)
+    model = wrapped(Net().double(), kind)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    try:
+        winnow.attach(model, optimizer, how=winnow.Variational(), where=Elements(), when=0.1)
+        return {"message": "no error"}
+    except winnow.WinnowError as error:
+        return {"message": str(error)}
+
+
 def attempt(call, *args):
     try:
         with warnings.catch_warnings(record=True) as said:
@@ -202,7 +213,7 @@ def attempt(call, *args):
         return {"failed": traceback.format_exc()}
 
 
-EXTRAS = {"poisoned": poisoned, "scored": scored, "resumed": resumed, "crossing": crossing}
+EXTRAS = {"poisoned": poisoned, "scored": scored, "resumed": resumed, "crossing": crossing, "alone": alone}
 
 
 def work(rank, folder):
@@ -313,3 +324,10 @@ def test_groups_across_shards_are_refused_before_anything_is_changed(ranks):
         for needle in ("'0.weight'", "Blocks", "Shard(dim=0)", "multiple of the ranks"):
             assert needle in seen["message"], seen["message"]
         assert seen["same"]
+
+
+@pytest.mark.parametrize("kind", WRAPS)
+def test_variational_dropout_is_refused_on_several_ranks(ranks, kind):
+    for rank in ranks:
+        message = rank[kind, "alone"].get("message", rank[kind, "alone"])
+        assert "over ranks; train in one process, or use how=Dropout" in message

@@ -16,7 +16,6 @@ import winnow
 from winnow import Columns, Decay, Dropout, Elements, Expected, Gating, Gaussian, LogSum, Lp, Masking, Rows
 from winnow.errors import WinnowError, WinnowWarning
 from winnow.routes import Variational, WeightNoise
-from winnow.starts import Balanced, Truncated
 
 ROUTES = {
     "gating elements": (Gating(depth=3), Elements()),

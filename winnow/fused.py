@@ -8,7 +8,9 @@ written out here; tests hold both paths equal.
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from winnow.errors import AttachError
+from winnow.errors import AttachError, WinnowWarning
 from winnow.groups import Split
 from winnow.routes.base import Lane, Moment, Motion
 
@@ -64,7 +66,16 @@ class Fused:
                 "fused=True knows plain SGD, Adam and AdamW (no amsgrad, maximize, capturable, differentiable), got "
                 f"{type(optimizer).__name__}; use fused=None or fused=False"
             )
-        return Fused() if want or (want is None and able and size >= WORTH) else None
+        if not want and not (want is None and able and size >= WORTH):
+            return None
+        problem = _compiler_problem()
+        if problem is None:
+            return Fused()
+        text = f"the fused step needs a working torch.compile ({problem}); install a C++ compiler, or say fused=False"
+        if want:
+            raise AttachError(text)
+        warnings.warn(f"{text}. Going on with the plain step, which is slower", WinnowWarning, stacklevel=3)
+        return None
 
     def fits(self, lane: Lane, moment: Moment) -> bool:
         """Whether this lane's coming step can be fused."""
@@ -101,6 +112,16 @@ class Fused:
             h.to(theta.device), strength,
         )
         torch.autograd.graph.increment_version(theta)
+
+
+@functools.cache
+def _compiler_problem() -> str | None:
+    """What keeps torch.compile from working here; None if nothing does. Found out before the training starts."""
+    try:
+        torch.compile(lambda x: x * x + 1, fullgraph=True)(torch.ones(8))
+    except Exception as error:  # whatever the backend raises, the answer is the same
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return None
 
 
 def _pass(motion: Motion, rule: Update, split: Split) -> Callable[..., None]:

@@ -55,7 +55,9 @@ def attach(
         how.check(site, optimizer)
     chosen = Fused.choose(fused, optimizer, sum(site.theta.numel() for site in sites))
     lanes = [how.lane(site, optimizer) for site in sites]
-    return Run(optimizer, how, schedule, lanes, chosen)
+    run = Run(optimizer, how, schedule, lanes, chosen)
+    run.watch.start(sites)
+    return run
 
 
 def _schedule(when: Schedule | float) -> Schedule:
@@ -77,7 +79,10 @@ def _check_optimizer(optimizer: Optimizer) -> None:
             "use SGD, Adam, AdamW or any other first-order optimizer"
         )
     if KEY in optimizer.param_groups[0]:
-        raise AttachError("this optimizer has a run attached already; call run.settle() or run.release() on it first")
+        raise AttachError(
+            "this optimizer has a run attached already, or was loaded from a checkpoint of one; call run.settle() or "
+            "run.release() first, or, to resume, attach a fresh optimizer and then optimizer.load_state_dict(checkpoint)"
+        )
 
 
 @final
@@ -103,8 +108,8 @@ class Run:
         self._lanes = lanes
         self._open = True
         self._last, self._last_pressed = (0.0, Clock()), 0.0
-        self._watch = Watch(how)
-        self._host = Host(optimizer, lanes, fused, self._watch.gradients, self._advance)
+        self.watch = Watch(how, adaptive="betas" in optimizer.param_groups[0])
+        self._host = Host(optimizer, lanes, fused, self.watch.gradients, self._advance)
         self._host.install(schedule.strength(Clock()))
 
     # ---- what is going on --------------------------------------------------------------------------------------
@@ -193,7 +198,7 @@ class Run:
         self.release()
         layers = self.layers()
         alive, groups = sum(layer.alive for layer in layers), sum(layer.groups for layer in layers)
-        self._watch.end(self.dose, self.strength, alive, groups, target)
+        self.watch.end(self.dose, self.strength, alive, groups, target)
         return self
 
     def release(self) -> None:
@@ -234,7 +239,7 @@ class Run:
         )
         if clock.step % SWEEP == 0:
             self._sweep()
-            self._watch.layers([(layer.name, layer.alive, layer.groups) for layer in self.layers()], clock.step)
+            self.watch.layers([(layer.name, layer.alive, layer.groups) for layer in self.layers()], clock.step)
         for lane in self._lanes:
             lane.open(host.moment(lane))
 
@@ -264,7 +269,7 @@ class Run:
             return 0.0
         middle, slack = torch.cat(norms).median(), torch.cat(slacks).median()
         pull = float(self.how.penalty.slope(middle))
-        share = 0.1 if "betas" in self.optimizer.param_groups[0] else 1.0
+        share = 0.1 if self.watch.adaptive else 1.0
         return share * float(slack) / pull if 0 < pull < math.inf else 0.0
 
     def rate(self) -> float:

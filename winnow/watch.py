@@ -12,7 +12,7 @@ import torch
 
 from winnow.errors import WinnowWarning
 from winnow.groups import Groups
-from winnow.routes.base import Lane, Route
+from winnow.routes.base import Lane, Route, Site
 
 FIRST = 3  # steps whose gradients are looked at
 EARLY = 200  # steps before which mass death is suspicious
@@ -24,6 +24,8 @@ class Watch:
     """Remembers what it has said, so that every warning comes once."""
 
     how: Route
+    adaptive: bool = False
+    """Whether the optimizer has second moments, under which the dose does not tell how far weights have shrunk."""
     said: set[str] = field(default_factory=set)
     invariant: dict[str, int] = field(default_factory=dict)
 
@@ -31,6 +33,22 @@ class Watch:
         if key not in self.said:
             self.said.add(key)
             warnings.warn(text, WinnowWarning, stacklevel=4)
+
+    def start(self, sites: Sequence[Site]) -> None:
+        """What can be told before the first step."""
+        if self.how.penalty.slope_at_zero == 0:
+            self.say(
+                "smooth",
+                f"{self.how.penalty} is flat at zero, so it shrinks weights but makes no zeros; zeros come only from a "
+                "target, when=Toward(density=…, steps=…). For sparsity take Lp(p) with p <= 1, LogSum or MCP",
+            )
+        still = [site.name for site in sites if self.how.holds_zero and not bool(site.theta.detach().any())]
+        if still:
+            self.say(
+                "still",
+                f"{_some(still)} start at zero, where this route keeps them for ever: initialise them to small random "
+                "values, leave them out of where=, or use Gating with its own start, which leaves zero",
+            )
 
     def gradients(self, lanes: Sequence[Lane], step: int) -> None:
         """On the first steps: is a weight scale-invariant? Then ⟨g, w⟩ = 0 per output, on every batch."""
@@ -68,7 +86,7 @@ class Watch:
     def end(self, dose: float, strength: float, alive: int, total: int, target: float | None) -> None:
         """After settling: did the dose suffice?"""
         reach = self.how.reach
-        if target is None and math.isfinite(reach) and 0 < dose < reach and alive > 0.9 * total:
+        if target is None and not self.adaptive and math.isfinite(reach) and 0 < dose < reach and alive > 0.9 * total:
             self.say(
                 "dose",
                 f"only {total - alive} of {total} groups reached zero: strength × accumulated learning rate λ·Σlr/(1−μ) was "

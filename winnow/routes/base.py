@@ -308,6 +308,11 @@ class Route(ABC):
         """Raise `AttachError` if the route is not defined for this weight or optimizer; touches nothing."""
 
     @property
+    def holds_zero(self) -> bool:
+        """Whether a weight that starts at exactly zero stays there for ever."""
+        return False
+
+    @property
     def reach(self) -> float:
         """λτ that a group of norm one, without gradient, needs to fall to float32's resolution."""
         return 0.0

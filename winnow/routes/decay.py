@@ -50,6 +50,11 @@ class Decay(Route):
             raise PenaltyError(f"anneal lowers p from 2, so it needs an Lp penalty, got {self.penalty}; set anneal=0")
 
     def check(self, site: Site, optimizer: torch.optim.Optimizer) -> None:
+        if site.theta.dtype in (torch.float16, torch.bfloat16):
+            raise AttachError(
+                f"{site.name!r} is {site.theta.dtype}, in which a factor like 1 − 1e-4 rounds to 1 and the decay is lost; "
+                "keep float32 weights and use autocast, or use Gating, whose factors are float32"
+            )
         if self.metric == "adaptive" and not any("betas" in group for group in optimizer.param_groups):
             raise AttachError(
                 f'metric="adaptive" needs an optimizer with second moments (Adam, AdamW), got '
@@ -65,6 +70,10 @@ class Decay(Route):
             return self.penalty
         assert isinstance(self.penalty, Lp)
         return replace(self.penalty, p=2 + (self.penalty.p - 2) * step / self.anneal)
+
+    @property
+    def holds_zero(self) -> bool:
+        return self.penalty.eta_at_zero == 0 and not self.anneal
 
     @property
     def reach(self) -> float:

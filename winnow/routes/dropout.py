@@ -87,6 +87,9 @@ class Dropout(Route):
         if not (math.isfinite(self.curvature) and self.curvature > 0):
             raise PenaltyError(f"curvature must be a finite number > 0, got {self.curvature}; 1.0 is the paper's")
 
+        if isinstance(self.mask, Expected) and self.curvature != 1:
+            raise PenaltyError(f"Expected() adds the penalty's own gradient, without a curvature, got {self.curvature}")
+
     def keep(self, norm: Tensor, strength: float) -> Tensor:
         """α = η/(η + λ/h) per group, not yet raised to the floor."""
         return self.penalty.keep(norm, strength / self.curvature)

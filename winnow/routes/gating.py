@@ -16,7 +16,7 @@ from winnow.errors import AttachError, PenaltyError
 from winnow.factors import BoundedGate, Factorisation, PlainGate, PowerGate, Product
 from winnow.penalties import Lp, Penalty
 from winnow.routes.base import FactoredLane, Lane, Route, Site
-from winnow.starts import Start
+from winnow.starts import Balanced, Start
 
 
 @final
@@ -72,6 +72,10 @@ class Gating(Route):
 
     def lane(self, site: Site, optimizer: torch.optim.Optimizer) -> Lane:
         return FactoredLane(site, self.factorisation())
+
+    @property
+    def holds_zero(self) -> bool:
+        return isinstance(self.start, Balanced)
 
     @property
     def reach(self) -> float:

@@ -43,6 +43,10 @@ class Masking(Route):
         return FactoredLane(site, Product(2, Gap(self.beta)))
 
     @property
+    def holds_zero(self) -> bool:
+        return self.beta == 0
+
+    @property
     def reach(self) -> float:
         return 8.0
 

@@ -109,8 +109,8 @@ class OutputNoise:
             self.fired = True
             x = args[0] if args else kwargs["input"]
             variance = product(x.square(), deviation(theta).square())
-            spread = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()  # √ has no slope at 0
-            return output + spread * torch.randn_like(output)
+            live = variance > 0  # √ has no slope at 0
+            return output + torch.where(live, variance, 1.0).sqrt() * live * torch.randn_like(output)
 
         return module.register_forward_hook(add, with_kwargs=True)
 
