@@ -195,6 +195,16 @@ def test_optimizer(case):
     same(picture(model, optimizer), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_decay_of_half_precision_weights(dtype):
+    model = Net().to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = picture(model, optimizer)
+    with pytest.raises(AttachError, match=rf"'0\.weight' is {dtype}.*float32 weights"):
+        winnow.attach(model, optimizer, how=Decay(), where=Rows(), when=0.1)
+    same(picture(model, optimizer), before)
+
+
 def test_not_an_optimizer_and_another_models_optimizer():
     model = Net()
     with pytest.raises(AttachError, match="generator"):
@@ -208,7 +218,7 @@ def test_not_an_optimizer_and_another_models_optimizer():
 def test_attaching_twice(route):
     trial = Trial(route, "adamw").steps(2)
     before = picture(trial.model, trial.optimizer)
-    with pytest.raises(AttachError, match=r"attached already; call run\.settle\(\) or run\.release\(\)"):
+    with pytest.raises(AttachError, match=r"attached already.*run\.settle\(\) or run\.release\(\)"):
         trial.attach("gating rows")
     same(picture(trial.model, trial.optimizer), before)
     trial.run.release()

@@ -13,9 +13,24 @@ import torch
 from torch import nn
 
 import winnow
-from winnow import Columns, Decay, Dropout, Elements, Expected, Gating, Gaussian, LogSum, Lp, Masking, Rows
+from winnow import (
+    Balanced,
+    Columns,
+    Decay,
+    Dropout,
+    Elements,
+    Expected,
+    Gating,
+    Gaussian,
+    LogSum,
+    Lp,
+    Masking,
+    Rows,
+    Truncated,
+    Variational,
+    WeightNoise,
+)
 from winnow.errors import WinnowError, WinnowWarning
-from winnow.routes import Variational, WeightNoise
 
 ROUTES = {
     "gating elements": (Gating(depth=3), Elements()),
@@ -40,6 +55,8 @@ OPTIMIZERS = {
 PAIRS = [pair for pair in itertools.product(ROUTES, OPTIMIZERS) if pair != ("decay adaptive", "sgd")]
 FACTORED = {route for route, (how, _) in ROUTES.items() if isinstance(how, (Gating, Masking))}
 """The optimizer steps factors in the weight's place."""
+HALF = [route for route, (how, _) in ROUTES.items() if not isinstance(how, Decay)]
+"""Decay refuses half-precision weights: `test_bad_input`."""
 NOISY = {"dropout", "dropout Gaussian rows", "variational", "variational weight noise"}
 """The forward pass draws noise in training mode."""
 every_pair = pytest.mark.parametrize(("route", "optimizer"), PAIRS)
@@ -142,8 +159,14 @@ def penalised(trial):
 # ---- the model stays as it is ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@every_route
+@pytest.mark.parametrize(
+    ("route", "dtype"),
+    [
+        *itertools.product(ROUTES, [torch.float64, torch.float32]),
+        *itertools.product(HALF, [torch.bfloat16, torch.float16]),
+    ],
+    ids=str,
+)
 def test_attach_leaves_the_model_bitwise(route, dtype):
     trial = Trial(None, "adamw", dtype=dtype)
     model, x = trial.model.eval(), torch.randn(4, 6).to(dtype)
@@ -243,7 +266,8 @@ def test_resume_is_bit_exact_in_the_middle_of_a_ramp(route, optimizer, at):
 
 @pytest.mark.parametrize(
     ("route", "optimizer", "dtype"),
-    [(*pair, torch.bfloat16) for pair in PAIRS] + [("gating rows", name, torch.float16) for name in OPTIMIZERS],
+    [(*pair, torch.bfloat16) for pair in PAIRS if pair[0] in HALF]
+    + [("gating rows", name, torch.float16) for name in OPTIMIZERS],
 )
 def test_resume_of_half_precision_weights_keeps_float32_factors(route, optimizer, dtype):
     options = {"dtype": dtype, **({"eps": 1e-4} if optimizer == "adamw" else {})}
@@ -841,12 +865,12 @@ def test_the_model_compiles_whole(route):
     compiled.model = torch.compile(owner, fullgraph=True, backend=backend)
     with warnings.catch_warnings():
         warnings.simplefilter("error", WinnowWarning)
-        plain.steps(10)
-        compiled.steps(10)
+        plain.steps(6)
+        compiled.steps(6)
     assert 1 <= backend.compiled <= 2
     compiled.model = owner
     same(everything(compiled), everything(plain))
-    x = torch.randn(2, 6).double()
+    x = torch.randn(8, 6).double()
     run, whole = compiled.run, torch.compile(owner, fullgraph=True, backend=backend)
     assert torch.equal(whole(x), whole(x)) == (route not in NOISY)
     run.release()
@@ -878,7 +902,7 @@ def test_a_model_compiled_and_run_before_attach_is_reported():
         trial.step()
 
 
-COMPILED = [("gating rows", "adamw"), ("gating elements", "sgd"), ("decay", "sgd"), ("dropout expected", "sgd")]
+COMPILED = [("gating rows", "adamw"), ("decay", "sgd"), ("dropout expected", "sgd")]
 
 
 @afresh

@@ -154,7 +154,7 @@ def test_the_kl_is_right_in_float32_at_its_ends():
     of_w, of_log = optimizer.given
     assert torch.isfinite(of_w).all()
     assert torch.isfinite(of_log).all()
-    assert (of_log[:, :2] == 0).all()
+    assert (of_log[:, :2].abs() < 1e-30).all()
     close(of_log[0, 3:], torch.tensor([-0.5, -0.5]), rtol=1e-6)
     close(of_w[0, 3:], 1 / w[0, 3:], rtol=1e-6)
 
@@ -280,11 +280,12 @@ def test_one_weight_gaussian_models_pay_the_scaled_penalty(form, additive, monke
     Exact expectations: the two signs of the noise, as two micro-batches.
     """
     monkeypatch.setattr(torch, "randn_like", Signs())
-    lam, penalty, steps = 0.5, VariationalDropout(), 1200
+    lam, penalty, steps = 0.5, VariationalDropout(), 500
     h = tensor(0.5, 2.0).repeat_interleave(5)[:, None]
     edge = (lam / h).sqrt()
     b = edge * tensor(0.5, 0.8, -1.5, 2.0, 4.0).repeat(2)[:, None]
-    model, optimizer, _, lane = linear(b, Variational(form, additive, start=-1.0), lam, OPTIMIZERS["Adam"])
+    make = functools.partial(torch.optim.Adam, betas=(0.9, 0.99))
+    model, optimizer, _, lane = linear(b, Variational(form, additive, start=-1.0), lam, make)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / steps)
         optimizer.zero_grad()
@@ -298,7 +299,7 @@ def test_one_weight_gaussian_models_pay_the_scaled_penalty(form, additive, monke
     close((h * (w - b))[alive], -pull[alive], rtol=1e-7)
     # the deviation is its best: σ² = w²/η̂
     close(sigma2_of(lane)[alive], (w**2 / penalty.eta(grown))[alive], rtol=1e-6)
-    assert (w[~alive].abs() < 1e-3 * b[~alive].abs()).all()
+    assert (w[~alive].abs() < 0.02 * b[~alive].abs()).all()  # on its way, as log σ is to −∞
     assert torch.equal(lane.doomed(lam), ~alive)
 
 
@@ -600,7 +601,7 @@ STRANGERS = {
 def test_local_noise_refuses_what_it_does_not_know(name):
     make, pattern = STRANGERS[name]
     model = make()
-    with pytest.raises(AttachError, match="local reparametrisation.*WeightNoise"):
+    with pytest.raises(AttachError, match=r"local reparametrisation.*WeightNoise"):
         attach(model, Variational(), where={pattern: Elements()})
     assert not model._forward_hooks
     optimizer, _, (lane,) = attach(model, Variational(WeightNoise()), where={pattern: Elements()})
@@ -610,7 +611,7 @@ def test_local_noise_refuses_what_it_does_not_know(name):
 
 def test_one_stranger_among_the_weights_changes_nothing():
     model = nn.Sequential(nn.Linear(3, 2), nn.Bilinear(2, 2, 3))
-    with pytest.raises(AttachError, match="1.weight"):
+    with pytest.raises(AttachError, match=r"1\.weight"):
         attach(model, Variational())
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 

@@ -21,8 +21,8 @@ class Toward(Schedule):
       steps the groups of smallest norm beyond the cap are set to zero for good.
     - Meanwhile the penalty prepares what is cut next.  Its strength is gentle by two measures that need no tuning:
       its pull on the median live group is at most `pull` of the last gradients', and its dose λ·Σlr/(1−μ) over the
-      whole run stays below `dose`.  It rises slowly to that, and halves whenever groups die ahead of the cap: the
-      density is corrected from above only, as zeros do not come back.
+      whole run stays below `dose`.  It halves whenever groups die ahead of the cap and recovers slowly: the density
+      is corrected from above only, as zeros do not come back.
     - At 1 − `heal` the zeros are frozen, the penalty is off, and the rest heals.
 
     Raises `ScheduleError` for a density outside (0, 1] or phases that do not fit into the run.
@@ -32,7 +32,7 @@ class Toward(Schedule):
     steps: int
     heal: float = 0.4
     begin: float = 0.1
-    pull: float = 0.3
+    pull: float = 1.0
     dose: float = 1.0
     every: int = 0
 
@@ -75,7 +75,7 @@ class Toward(Schedule):
         unit = now if before is None else 0.9 * before + 0.1 * now
         rate = max(gauge.rate(), clock.memory.get("rate", 0.0))  # the peak: warm-up and decay must not inflate λ
         ceiling = self.dose / (rate * self.last) if rate > 0 else 0.0
-        alive, share = gauge.density(), clock.memory.get("share", 0.02)
+        alive, share = gauge.density(), clock.memory.get("share", 1.0)
         share = 0.5 * share if alive < 0.95 * self.cap(clock.step) else min(1.0, 1.15 * share)
         strength = min(self.pull * unit, ceiling) * share if alive > 1.02 * self.density else 0.0
         return {"unit": unit, "rate": rate, "share": share, "strength": strength}
