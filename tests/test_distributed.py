@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
-from test_host import Trial
+from test_host import Trial, seed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -81,7 +81,7 @@ class Share(Trial):
     """A trial on this rank's rows of every batch."""
 
     def __init__(self, case, kind, rank, world):
-        torch.manual_seed(0)
+        seed(0)
         self.own = Net().double()
         self.model = wrapped(self.own, kind)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01, weight_decay=0.1)
@@ -96,7 +96,7 @@ class Share(Trial):
         step = self.taken if step is None else step
         generator = torch.Generator().manual_seed(step)
         x, y = (torch.randn(8, n, generator=generator).double()[rows or self.rows] for n in (6, 4))
-        torch.manual_seed(step)  # the same masks on all ranks, as one process would draw
+        seed(step)  # the same masks on all ranks, as one process would draw
         return (self.model(x) - y).square().mean()
 
     def weights(self):
@@ -177,7 +177,7 @@ def resumed(kind, rank, world):
 
 def crossing(kind, *_):
     """Groups that lie on two ranks in part."""
-    torch.manual_seed(0)
+    seed(0)
     model = wrapped(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)).double(), kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = [whole(theta) for theta in model.parameters()]
@@ -192,7 +192,7 @@ def crossing(kind, *_):
 
 def alone(kind, *_):
     """Variational dropout's deviations are averaged by no wrapper."""
-    torch.manual_seed(0)
+    seed(0)
     model = wrapped(Net().double(), kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     try:

@@ -27,6 +27,7 @@ PENALTIES = [
     Scaled(LogSum(0.5), 0.5),
 ]
 GROUPINGS = {"elements": Elements(), "rows": Rows(), "columns, weighted": Columns(weighted=True)}
+pytestmark = pytest.mark.filterwarnings("ignore:.*flat at zero")
 every = pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
 grouped = pytest.mark.parametrize("where", GROUPINGS.values(), ids=GROUPINGS)
 

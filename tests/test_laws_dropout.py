@@ -22,6 +22,7 @@ PENALTIES = [
     *(LogSum(0.5), Log2Sum(0.5), MCP(1.5), SCAD(3.7, 0.5), VariationalDropout(), HardConcrete(), Standout()),
     Scaled(LogSum(0.5), 0.5),
 ]
+pytestmark = pytest.mark.filterwarnings("ignore:.*flat at zero")
 KNOWN = {HardConcrete: 1e-10, VariationalDropout: 1e-13}
 """How well η̂ and Ω' agree where they are series or roots; the others are closed forms."""
 GROUPINGS = {"elements": Elements(), "rows": Rows(), "columns": Columns(), "columns, weighted": Columns(weighted=True)}
@@ -445,12 +446,14 @@ def test_prune_rule():
 @pytest.mark.parametrize("tolerance", [0.01, 0.05, 0.5])
 @grouped
 def test_tolerance(tolerance, where):
-    w = torch.logspace(-6, 1, 24, dtype=torch.float64).view(6, 4)
-    how = Dropout(Lp(1.0), tolerance=tolerance, curvature=4.0)
-    *_, lane = layer(w, where, how, 0.2)
-    groups = lane.site.groups
-    wanted = groups.norm(w) < 0.2 * groups.scale / 4.0 * tolerance / (1 - tolerance)
-    assert torch.equal(lane.doomed(0.2), wanted)
+    """The rule for groups, their weight and the curvature counted: norms on both sides of its edge, near and far."""
+    groups = where.bind((6, 6))
+    edge = 0.2 * groups.scale / 4.0 * tolerance / (1 - tolerance)
+    norms = edge * torch.logspace(-1, 1, groups.count, dtype=torch.float64).view(groups.gate_shape)
+    w = groups.spread(norms / groups.norm(randn(6, 6)), randn(6, 6))
+    *_, lane = layer(w, where, Dropout(Lp(1.0), tolerance=tolerance, curvature=4.0), 0.2)
+    assert torch.equal(lane.doomed(0.2), norms < edge)
+    assert 2 * int(lane.doomed(0.2).sum()) == groups.count
     assert not lane.doomed(0.0).any()
 
 
@@ -477,6 +480,7 @@ def test_a_weight_that_is_never_dropped_is_said():
 
 
 BAD = [{"floor": 0.0}, {"floor": 1.0}, {"tolerance": 0.0}, {"curvature": 0.0}, {"curvature": math.nan}]
+BAD += [{"mask": Expected(), "curvature": 4.0}]
 
 
 @pytest.mark.parametrize("bad", BAD, ids=str)

@@ -86,7 +86,6 @@ class Dropout(Route):
             raise PenaltyError(f"floor and tolerance must lie in (0, 1), got {self.floor} and {self.tolerance}")
         if not (math.isfinite(self.curvature) and self.curvature > 0):
             raise PenaltyError(f"curvature must be a finite number > 0, got {self.curvature}; 1.0 is the paper's")
-
         if isinstance(self.mask, Expected) and self.curvature != 1:
             raise PenaltyError(f"Expected() adds the penalty's own gradient, without a curvature, got {self.curvature}")
 

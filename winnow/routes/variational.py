@@ -12,7 +12,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +30,6 @@ Deviation = Callable[[Tensor], Tensor]
 """σ of every entry, given the weight; its sign does not matter."""
 
 
-class Hung(Protocol):
-    """Noise that hangs on modules."""
-
-    fired: bool
-
-    def remove(self) -> None: ...
-
-
 class Form(ABC):
     """Where the noise is drawn."""
 
@@ -45,7 +37,7 @@ class Form(ABC):
         """Raise `AttachError` if the weight's modules cannot take the noise."""
 
     @abstractmethod
-    def hang(self, site: Site, deviation: Deviation) -> Hung:
+    def hang(self, site: Site, deviation: Deviation) -> ForwardNoise | OutputNoise:
         """Put the noise into the forward pass, in training mode, until it is removed."""
 
 
@@ -54,7 +46,7 @@ class Form(ABC):
 class WeightNoise(Form):
     """w + σξ: one draw of the weights in each forward pass, for any module."""
 
-    def hang(self, site: Site, deviation: Deviation) -> Hung:
+    def hang(self, site: Site, deviation: Deviation) -> ForwardNoise | OutputNoise:
         return ForwardNoise(site.owners, lambda theta: theta + deviation(theta) * torch.randn_like(theta))
 
 
@@ -63,8 +55,8 @@ class WeightNoise(Form):
 class Local(Form):
     """Local reparametrisation: draws pre-activations, N(Wx, σ²x²), of linear and convolutional layers.
 
-    The same law as noise on the weights, drawn for every example (and pixel) by itself: gradients of far less variance,
-    for a second product (Kingma, Salimans, Welling, arXiv 1506.02557).
+    The same marginal law as noise on the weights, drawn for every example and pixel by itself: gradients of far less
+    variance, for a second product (Kingma, Salimans, Welling, arXiv 1506.02557).
     """
 
     def check(self, site: Site) -> None:
@@ -76,7 +68,7 @@ class Local(Form):
                     "out of where="
                 )
 
-    def hang(self, site: Site, deviation: Deviation) -> Hung:
+    def hang(self, site: Site, deviation: Deviation) -> ForwardNoise | OutputNoise:
         return OutputNoise(site.owners, deviation)
 
 
@@ -156,7 +148,8 @@ class Variational(Route):
                 "use where=Elements(), or how=Dropout(VariationalDropout(), Gaussian()) for groups"
             )
         ranks = torch.distributed
-        if ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1:
+        several = ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1
+        if several or hasattr(site.theta, "placements"):
             raise AttachError(
                 "variational dropout trains its deviations beside the model, where no wrapper averages their gradients "
                 "over ranks; train in one process, or use how=Dropout(VariationalDropout(), Gaussian())"
