@@ -3,4 +3,5 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 ruff check .
 mypy
-exec python -m pytest "$@"
+export OMP_NUM_THREADS=1 # one test per core beats two threads per tiny matrix
+exec python -m pytest -n auto "$@"
