@@ -127,7 +127,7 @@ def mcp_energy(v2, s):
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "momentum", "AdamW"])
-@pytest.mark.parametrize(("penalty", "energy"), [(LogSum(0.5), logsum_energy), (MCP(2.0), mcp_energy)], ids=repr)
+@pytest.mark.parametrize(("penalty", "energy"), [(LogSum(0.5), logsum_energy), (MCP(2.0), mcp_energy)], ids=["LogSum", "MCP"])
 def test_general_gates_with_the_optimizer_are_autograd_on_them(penalty, energy, optimizer):
     problem, lam = group_lasso(), 0.1
     start = randn(8, 3, seed=4)

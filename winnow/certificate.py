@@ -66,7 +66,7 @@ class Certificate:
                 f"{self.residual_zero:.2e}, where the penalty pulls with up to {self.pull:.2e}; "
                 f"{100 * (self.near_boundary or 0):.1f} % near the boundary"
             )
-        if self.imbalance is not None:
+        if self.imbalance is not None and self.strength > 0:  # without a penalty nothing balances factors
             lines.append(
                 f"factors: imbalance at most {self.imbalance:.2e}, misalignment {self.misalignment:.2e} in all"
             )
