@@ -3,8 +3,9 @@
     python bench/step_time.py --out records/step-time            # all; about ten minutes on two cores
     python bench/step_time.py --only gpt-2x128/adamw --repeats 5
 
-All variants of a task live in one process and take turns, one step each, in an order that rotates; reported are the
-median over rounds of (variant / dense of the same round) and the ratio of the minima.  Memory is counted exactly: bytes
+All variants of a task live in one process and take turns, each beside a dense step, before and after it by turns;
+reported are the median of (variant / the dense step beside it) and the ratio of the minima.  The row "dense" is dense
+against itself: how far from 1 chance alone leads.  Memory is counted exactly: bytes
 of weights, gradients and optimizer state per parameter.  Flush-to-zero is on for all.  torchao is optional.
 """
 
@@ -171,6 +172,24 @@ def memory(model: nn.Module, optimizer: Any) -> float:
     return sum(unique.values()) / size
 
 
+def alternate(steps: dict[str, Step], repeats: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds per step of each variant, and of the dense step taken right before or after it, in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    beside: dict[str, list[float]] = {name: [] for name in steps}
+
+    def timed(name: str, into: list[float]) -> None:
+        start = time.perf_counter()
+        steps[name]()
+        into.append(time.perf_counter() - start)
+
+    for round_ in range(repeats):
+        for name in steps:
+            both = [(name, seconds[name]), ("dense", beside[name])]
+            for which, into in both if round_ % 2 else reversed(both):
+                timed(which, into)
+    return seconds, beside
+
+
 def compare(task: str, optimizer: str, repeats: int, only: list[str]) -> dict[str, Any]:
     build_model, (x, y) = tasks()[task]
     steps: dict[str, Step] = {}
@@ -186,25 +205,20 @@ def compare(task: str, optimizer: str, repeats: int, only: list[str]) -> dict[st
             steps[name] = step
         except Exception as error:  # a competitor that does not run is part of the result
             errors[name] = f"{type(error).__name__}: {error}"
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for round_ in range(repeats):
-        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
-            start = time.perf_counter()
-            steps[name]()
-            seconds[name].append(time.perf_counter() - start)
+    seconds, beside = alternate(steps, repeats)
     rows = {}
     for name, times in seconds.items():
-        ratios = [a / b for a, b in zip(times, seconds["dense"], strict=True)]
+        ratios = [a / b for a, b in zip(times, beside[name], strict=True)]
         rows[name] = {
             "median_ratio": statistics.median(ratios),
-            "min_ratio": min(times) / min(seconds["dense"]),
+            "min_ratio": min(times) / min(beside[name]),
             "min_s": min(times),
             "median_s": statistics.median(times),
             "bytes_per_parameter": memory(kept[name][0], kept[name][1]),
             "first_loss": first[name],
             "target": TARGETS.get(name),
             "seconds": times,
+            "dense_seconds": beside[name],
         }
     return {"task": task, "optimizer": optimizer, "variants": rows, "did_not_run": errors}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from winnow.errors import AttachError, WinnowWarning
-from winnow.groups import Split
+from winnow.groups import Groups, Split
 from winnow.routes.base import Lane, Moment, Motion
 
 WORTH = 2_000_000
@@ -28,22 +29,29 @@ WORTH = 2_000_000
 
 Stepped = tuple[Tensor, Tensor, Tensor, list[Tensor]]
 Update = Callable[[Tensor, Tensor, Tensor, Sequence[Tensor]], Stepped]
+Numbers = tuple[float, ...]
 
 
 def sgd(x: Tensor, g: Tensor, h: Tensor, states: Sequence[Tensor]) -> Stepped:
-    """torch.optim.SGD's update, `h` = (lr, flow rate, μ, dampening, nesterov); returns x', flow rate, ρ, new states."""
+    """torch.optim.SGD's update, `h` = (lr, flow rate, μ, 1−dampening, a, b, …), the step lr·(a·buffer + b·g).
+
+    Returns x', flow rate, ρ, new states.
+    """
     if not states:
         return x - h[0] * g, h[1], h[1], []
-    buffer = h[2] * states[0] + (1 - h[3]) * g
-    return x - h[0] * torch.where(h[4] > 0, g + h[2] * buffer, buffer), h[1], h[1], [buffer]
+    buffer = h[2] * states[0] + h[3] * g
+    return x - h[0] * (h[4] * buffer + h[5] * g), h[1], h[1], [buffer]
 
 
 def adam(x: Tensor, g: Tensor, h: Tensor, states: Sequence[Tensor]) -> Stepped:
-    """torch.optim.Adam's without decay, `h` = (lr, β₁, β₂, ε, 1−β₁ᵗ, √(1−β₂ᵗ)). ρ = lr/(√v̂+ε), per entry."""
-    first = states[0] + (1 - h[1]) * (g - states[0])
-    second = h[2] * states[1] + (1 - h[2]) * g * g
-    rho = h[0] / (second.sqrt() / h[5] + h[3])
-    return x - rho * (first / h[4]), h[0], rho, [first, second]
+    """torch.optim.Adam's without decay, `h` = (lr, lr/(1−β₁ᵗ), 1−β₁, β₂, 1−β₂, 1/√(1−β₂ᵗ), ε, …). ρ = lr/(√v̂+ε).
+
+    One division and one root per entry: on a CPU these, not the memory, are what the step would wait for.
+    """
+    first = states[0] + h[2] * (g - states[0])
+    second = h[3] * states[1] + h[4] * (g * g)
+    inverse = 1 / (second.sqrt() * h[5] + h[6])
+    return x - (h[1] * first) * inverse, h[0], h[0] * inverse, [first, second]
 
 
 @final
@@ -51,7 +59,8 @@ def adam(x: Tensor, g: Tensor, h: Tensor, states: Sequence[Tensor]) -> Stepped:
 class Fused:
     """Compiled steps, made when first met, one per kind of lane, update rule and number of axes."""
 
-    compiled: dict[Any, Callable[..., None]] = field(default_factory=dict)
+    compiled: dict[Any, Any] = field(default_factory=dict)
+    kept: dict[int, _Kept] = field(default_factory=dict)
 
     @staticmethod
     def choose(want: bool | None, optimizer: Optimizer, size: int) -> Fused | None:
@@ -83,35 +92,29 @@ class Fused:
         g = theta.grad
         if g is None or hasattr(theta, "placements") or not (theta.is_contiguous() and g.is_contiguous()):
             return False
+        motion, kept = lane.motion(moment), self.kept.setdefault(id(lane), _Kept())
+        moving, kept.motion = kept.motion not in (None, motion), motion  # one that changes is not worth compiling
         wide = theta.dtype in (torch.float32, torch.float64) and g.dtype == theta.dtype
-        return wide and lane.motion(moment) is not None
+        return wide and motion is not None and not moving
 
     @torch.no_grad()
     def step(self, lane: Lane, moment: Moment, state: Mapping[str, Any]) -> None:
         """Do what the lane's `before`, the optimizer and the lane's `after` would do."""
-        motion, theta, groups = lane.motion(moment), lane.site.theta, lane.site.groups
-        assert motion is not None and theta.grad is not None
-        names = list(lane.coordinates())
-        xs = [lane.coordinates()[name].detach() for name in names]
-        inner = [state[name] for name in names] or [state]
+        theta, groups, kept = lane.site.theta.detach(), lane.site.groups, self.kept[id(lane)]
+        motion = kept.motion
+        assert motion is not None and lane.site.theta.grad is not None
+        xs = list(lane.coordinates().values())
+        inner = [state[name] for name in lane.coordinates()] or [state]
         rule, read = (adam, _adam_states) if "betas" in moment.group else (sgd, _sgd_states)
-        h, states = read(xs or [theta.detach()], inner, moment)
-
-        def view(x: Tensor) -> Tensor:
-            if x.shape != theta.shape:
-                return x
-            return groups.split(x) if groups.inside else x.view(-1)
-
-        key = (motion, rule, groups.inside, groups.scale, len(states[0]), len(groups.view) if groups.inside else 1)
-        if key not in self.compiled:
-            self.compiled[key] = torch.compile(_pass(motion, rule, Split(groups.inside, groups.scale)), dynamic=True)
-        strength = torch.tensor(moment.strength, dtype=h.dtype).to(theta.device)
-        seen = motion.look(view(theta.detach()), Split(groups.inside, groups.scale))
-        self.compiled[key](
-            seen, view(theta.detach()), view(theta.grad), [view(x) for x in xs], [[view(s) for s in per] for per in states],
-            h.to(theta.device), strength,
-        )
-        torch.autograd.graph.increment_version(theta)
+        numbers, states = read(xs or [theta], inner, moment, kept)
+        h = _tensor((*numbers, moment.strength * groups.scale), theta.dtype, theta.device)
+        at, per = kept.look_up(groups, xs, states)
+        kind = (motion, rule, groups.inside, len(groups.view) if groups.inside else 1, len(per[0]), len(xs))
+        whole, gates = self.compiled[kind] = _passes(*kind)
+        theta, g = _view(groups, theta), _view(groups, lane.site.theta.grad)
+        ready = gates(theta, g, at, per, h) if gates else []
+        whole(motion.look(theta, _plain(groups.inside)), theta, g, at, per, h, ready)
+        torch.autograd.graph.increment_version(lane.site.theta)
 
 
 @functools.cache
@@ -124,22 +127,64 @@ def _compiler_problem() -> str | None:
     return None
 
 
+@functools.lru_cache(maxsize=64)
+def _tensor(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A step's numbers, one tensor for all lanes that share them; read only."""
+    h = torch.tensor(numbers, dtype=dtype).to(device)
+    torch._dynamo.mark_static(h)  # its length is not to be taken for that of a weight
+    return h
+
+
+@functools.cache
+def _passes(
+    motion: Motion, rule: Update, inside: tuple[int, ...], rank: int, states: int, factors: int
+) -> tuple[Callable[..., None], Callable[..., list[Tensor]] | None]:
+    """The compiled weight's pass and, where gates are shared by a group, the gates' pass before it; for every run."""
+    split = _plain(inside)
+    gates = _compile(_gates(motion, rule, split)) if inside and factors > 1 else None
+    return _compile(_pass(motion, rule, split)), gates
+
+
+def _view(groups: Groups, x: Tensor) -> Tensor:
+    """A tensor of the weight's shape as its groups see it, or flat where every entry is one; gates as they are."""
+    if tuple(x.shape) != groups.shape:
+        return x
+    return groups.split(x) if groups.inside else x.view(-1)
+
+
+def _plain(inside: tuple[int, ...]) -> Split:
+    """Groups without their weight, which `h` has in the strength; an int, as a float would become an argument."""
+    return Split(inside, 1)
+
+
+def _compile(run: Callable[..., Any]) -> Callable[..., Any]:
+    """For all lengths at once. With a code object of its own, as torch keeps no more than eight versions of one and
+    then gives up; without a second check of sizes, which torch has looked at to choose the version."""
+    own = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+    return torch.compile(own, dynamic=True, options={"size_asserts": False})
+
+
 def _pass(motion: Motion, rule: Update, split: Split) -> Callable[..., None]:
     def run(
-        seen: Tensor | None, theta: Tensor, g: Tensor, xs: list[Tensor], states: list[list[Tensor]], h: Tensor,
-        strength: Tensor,
+        seen: Tensor | None,
+        theta: Tensor,
+        g: Tensor,
+        xs: list[Tensor],
+        states: list[list[Tensor]],
+        h: Tensor,
+        ready: list[Tensor],
     ) -> None:
         at = xs or [theta]  # the same tensor must not be passed twice
         fresh: dict[int, list[Tensor]] = {}
 
         def move(index: int, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            if index and ready:
+                return ready[index - 1], h[0], h[0]
             moved, rate, rho, fresh[index] = rule(at[index], gradient, h, states[index])
             return moved, rate, rho
 
-        weight, moved = motion(seen, theta, g, at, split, strength, move)
-        for index, per in fresh.items():
-            for old, new in zip(states[index], per, strict=True):
-                old.copy_(new)
+        weight, moved = motion(seen, theta, g, at, split, h[-1], move)
+        _write(states, fresh)
         for old, new in zip(xs, moved, strict=False):
             old.copy_(new)
         theta.copy_(weight)
@@ -147,29 +192,90 @@ def _pass(motion: Motion, rule: Update, split: Split) -> Callable[..., None]:
     return run
 
 
-def _adam_states(xs: list[Tensor], inner: list[dict[str, Any]], moment: Moment) -> tuple[Tensor, list[list[Tensor]]]:
-    """Adam's own state entries, made as torch makes them, and this step's numbers."""
+def _gates(motion: Motion, rule: Update, split: Split) -> Callable[..., list[Tensor]]:
+    """The small factors' new values, in a pass of their own: their gradient needs a sum over the group, and the
+    weight's pass, which needs them, is then one loop. What concerns the weight is dropped by the compiler."""
+
+    def run(theta: Tensor, g: Tensor, xs: list[Tensor], states: list[list[Tensor]], h: Tensor) -> list[Tensor]:
+        fresh: dict[int, list[Tensor]] = {}
+
+        def move(index: int, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            if not index:
+                return xs[0], h[0], h[0]
+            moved, rate, rho, fresh[index] = rule(xs[index], gradient, h, states[index])
+            return moved, rate, rho
+
+        _, moved = motion(None, theta, g, xs, split, h[-1], move)
+        _write(states, fresh)
+        return moved[1:]
+
+    return run
+
+
+def _write(states: list[list[Tensor]], fresh: Mapping[int, list[Tensor]]) -> None:
+    for index, per in fresh.items():
+        for old, new in zip(states[index], per, strict=True):
+            old.copy_(new)
+
+
+@dataclass(eq=False)
+class _Kept:
+    """What one lane's last step looked up and the next need not: its tensors, their views, the optimizer's count."""
+
+    own: list[Tensor] = field(default_factory=list)
+    views: tuple[list[Tensor], list[list[Tensor]]] = ([], [])
+    counter: tuple[Tensor | None, int] = (None, 0)
+    steps: float = 0.0
+    motion: Motion | None = None
+
+    def look_up(
+        self, groups: Groups, xs: Sequence[Tensor], states: list[list[Tensor]]
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Views of the stepped tensors and their states, made anew only if one has been replaced."""
+        own = [*xs, *(s for per in states for s in per)]
+        if len(own) != len(self.own) or any(a is not b for a, b in zip(own, self.own, strict=True)):
+            self.own = own
+            at = [_view(groups, x.detach()) for x in xs]
+            self.views = at, [[_view(groups, s) for s in per] for per in states]
+        return self.views
+
+    def count(self, step: Tensor) -> float:
+        """The value of `step`, read (on a GPU: waited for) only if somebody else has changed it."""
+        known, version = self.counter
+        self.steps = self.steps + 1 if known is step and step._version == version + 1 else float(step)
+        self.counter = (step, step._version)
+        return self.steps
+
+
+def _adam_states(
+    xs: Sequence[Tensor], inner: list[dict[str, Any]], moment: Moment, kept: _Kept
+) -> tuple[Numbers, list[list[Tensor]]]:
+    """This step's numbers, and Adam's own state entries, made as torch makes them."""
     group = moment.group
     for x, state in zip(xs, inner, strict=True):
         if "step" not in state:
             device = x.device if group.get("fused") else torch.device("cpu")
             state.update(step=torch.zeros((), dtype=torch.float32, device=device))
-            state.update(exp_avg=torch.zeros_like(x), exp_avg_sq=torch.zeros_like(x))
+            state.update(exp_avg=torch.zeros_like(x.detach()), exp_avg_sq=torch.zeros_like(x.detach()))
         state["step"] += 1
-    t = float(inner[0]["step"])
+    t, lr = kept.count(inner[0]["step"]), float(group["lr"])
     beta1, beta2 = (float(b) for b in group["betas"])
-    h = [float(group["lr"]), beta1, beta2, float(group["eps"]), 1 - beta1**t, math.sqrt(1 - beta2**t)]
-    return torch.tensor(h, dtype=xs[0].dtype), [[state["exp_avg"], state["exp_avg_sq"]] for state in inner]
+    late = 1 / math.sqrt(1 - beta2**t)
+    numbers = (lr, lr / (1 - beta1**t), 1 - beta1, beta2, 1 - beta2, late, float(group["eps"]))
+    return numbers, [[state["exp_avg"], state["exp_avg_sq"]] for state in inner]
 
 
-def _sgd_states(xs: list[Tensor], inner: list[dict[str, Any]], moment: Moment) -> tuple[Tensor, list[list[Tensor]]]:
-    """SGD's momentum buffers (the first step copies the gradient) and this step's numbers."""
+def _sgd_states(
+    xs: Sequence[Tensor], inner: list[dict[str, Any]], moment: Moment, kept: _Kept
+) -> tuple[Numbers, list[list[Tensor]]]:
+    """This step's numbers, and SGD's momentum buffers (the first step copies the gradient)."""
     group = moment.group
     mu, dampening = float(group["momentum"]), float(group["dampening"])
     if mu:
         for x, state in zip(xs, inner, strict=True):
             if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(x)
+                state["momentum_buffer"] = torch.zeros_like(x.detach())
                 dampening = 0.0
-    h = [float(group["lr"]), moment.rate, mu, dampening, float(bool(group["nesterov"]))]
-    return torch.tensor(h, dtype=xs[0].dtype), [[state["momentum_buffer"]] if mu else [] for state in inner]
+    mix = (mu, 1.0) if group["nesterov"] else (1.0, 0.0)
+    numbers = (float(group["lr"]), moment.rate, mu, 1 - dampening, *mix)
+    return numbers, [[state["momentum_buffer"]] if mu else [] for state in inner]

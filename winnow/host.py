@@ -9,7 +9,6 @@ penalty; the coupled one is already in the pulled gradient).
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -18,12 +17,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from winnow.errors import AttachError, CheckpointError, GradientError, WinnowWarning
+from winnow import checkpoint
+from winnow.checkpoint import KEY
+from winnow.errors import AttachError, GradientError, WinnowWarning
 from winnow.fused import Fused
-from winnow.routes.base import FactoredLane, Lane, Moment, flow_rate
+from winnow.routes.base import Lane, Moment, flow_rate
+from winnow.routes.factored import FactoredLane
 from winnow.schedules import Clock
+from winnow.watch import check_finite
 
-KEY = "winnow"
 EAGER = "Winnow's hooks swap weights and factors; compile optimizer.step without fullgraph=True, or not at all"
 
 
@@ -181,7 +183,8 @@ class Host:
             moment = self.moment(lane, 1.0 if scale is None else scale.to(grad.device))
             fits = self.fused is not None and scale is None and self.fused.fits(lane, moment)
             (self._fused if fits else self._active).append((lane, moment))
-        self._check_finite()
+        if getattr(optimizer, "found_inf", None) is None:  # else the gradient scaler has looked
+            check_finite([lane for lane, _ in (*self._active, *self._fused)], self.record["step"])
         self.look([lane for lane, _ in (*self._active, *self._fused)], self.record["step"])
         self._grads = [(lane, moment, lane.site.theta.grad) for lane, moment in self._active]
         for lane, moment in self._active:
@@ -218,23 +221,6 @@ class Host:
                 "again from the new weights", WinnowWarning, stacklevel=2
             )
             lane.restart()
-
-    def _check_finite(self) -> None:
-        if getattr(self.optimizer, "found_inf", None) is not None:
-            return  # the gradient scaler has looked, and the optimizer will skip the step by itself
-        lanes = [lane for lane, _ in (*self._active, *self._fused)]
-        sums = [_whole_sum(lane.site.theta.grad) for lane in lanes]
-        if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
-            return
-        for lane in lanes:
-            grad = lane.site.theta.grad
-            assert grad is not None
-            if float(_whole_sum((~torch.isfinite(grad)).float())):
-                raise GradientError(
-                    f"the gradient of {lane.site.name!r} is not finite at step {self.record['step']}; the step was not "
-                    "taken, weights, factors and optimizer state are as before it. Lower the learning rate, clip "
-                    "gradients, or skip this batch with optimizer.zero_grad()"
-                )
 
     def _hold_zeros(self, lane: Lane) -> None:
         """Frozen zeros of a weight that steps itself (a product of zero factors holds by itself)."""
@@ -301,59 +287,16 @@ class Host:
 
     def _load_pre(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         self._swap_out()  # a step may have been interrupted
-        groups = state_dict.get("param_groups") or [{}]
-        saved = groups[0].get(KEY)
-        if saved is None:
-            raise CheckpointError(
-                "this optimizer checkpoint was made without Winnow; load it before attach(), which then starts from it"
-            )
-        ours = self.record["sites"]
-        for name in {**ours, **saved["sites"]}:
-            was, now = saved["sites"].get(name, "not penalised"), ours.get(name, "not penalised")
-            if was != now:
-                raise CheckpointError(
-                    f"the checkpoint does not fit: {name!r} was trained as [{was}] and is attached as [{now}]; "
-                    "attach with the same how= and where=, or start without the checkpoint"
-                )
-        self._must_hold(state_dict)
+        entries = checkpoint.plain_entries(state_dict, self.record["sites"], self.lanes, optimizer)
         self._incoming = state_dict
-        # torch reads no state but its own: Adam takes an entry that is not empty for a complete one
-        entries = {
-            key: {name: x for name, x in entry.items() if name != KEY} if isinstance(entry, Mapping) else entry
-            for key, entry in state_dict["state"].items()
-        }
-        return {**state_dict, "state": entries}
-
-    def _must_hold(self, saved: Mapping[str, Any]) -> None:
-        """Every lane's factors are in the checkpoint."""
-        for lane, key in zip(self.lanes, self._keys(saved), strict=True):
-            missing = lane.coordinates().keys() - saved["state"].get(key, {}).get(KEY, {}).keys()
-            if missing:
-                raise CheckpointError(
-                    f"the checkpoint lacks {', '.join(sorted(missing))} of {lane.site.name!r}, which is attached as "
-                    f"[{lane}]; save optimizer.state_dict() as it is"
-                )
-
-    def _keys(self, saved: Mapping[str, Any]) -> list[Any]:
-        """The key of each lane's weight in a checkpoint."""
-        keys = [key for group in saved["param_groups"] for key in group["params"]]
-        params = [theta for group in self.optimizer.param_groups for theta in group["params"]]
-        if len(keys) != len(params):
-            raise CheckpointError(
-                f"the checkpoint's optimizer holds {len(keys)} parameters and this one {len(params)}; build the "
-                "optimizer as it was when the checkpoint was saved"
-            )
-        key_of = {id(theta): key for key, theta in zip(keys, params, strict=True)}
-        return [key_of[id(lane.site.theta)] for lane in self.lanes]
+        return entries
 
     def _load_post(self, optimizer: Optimizer) -> None:
         """Exact values: torch casts what it loads to the weight's dtype, which masks and float32 factors must not be."""
         assert self._incoming is not None
         saved, self._incoming = self._incoming, None
-        for lane, key in zip(self.lanes, self._keys(saved), strict=True):
+        for lane, shelf in zip(self.lanes, checkpoint.shelves(saved, self.lanes, self.optimizer), strict=True):
             theta = lane.site.theta
-            bag = saved["state"].get(key, {}).get(KEY, {})
-            shelf = {name: _placed(value, theta.device) for name, value in bag.items()}
             for name, factor in lane.coordinates().items():
                 factor.data.copy_(shelf[name]["value"])
             lane.restore({name: value for name, value in shelf.items() if isinstance(value, Tensor)})
@@ -366,19 +309,3 @@ class Host:
 
 def _index(optimizer: Optimizer, theta: Tensor) -> int:
     return next(i for i, group in enumerate(optimizer.param_groups) if any(p is theta for p in group["params"]))
-
-
-def _whole_sum(x: Tensor | None) -> Tensor:
-    """The sum over all ranks' shards, so that every rank decides alike."""
-    assert x is not None
-    total = x.sum(dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None)
-    return total.full_tensor() if hasattr(total, "full_tensor") else total
-
-
-def _placed(value: Any, device: torch.device) -> Any:
-    """A deep copy on `device`, dtypes untouched; step counters stay where they are."""
-    if isinstance(value, Tensor):
-        return value.to(device, copy=True) if value.ndim else value.clone()
-    if isinstance(value, Mapping):
-        return {key: _placed(inner, device) for key, inner in value.items()}
-    return copy.deepcopy(value)

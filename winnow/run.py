@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from winnow.certificate import Certificate, certify
+from winnow.checkpoint import KEY
 from winnow.cut import smallest, whole
 from winnow.errors import AttachError, ScheduleError, WinnowWarning
 from winnow.fused import Fused
-from winnow.host import KEY, Host
+from winnow.host import Host
 from winnow.routes.base import Lane, Route, WeightLane
 from winnow.routes.masking import rebalance
 from winnow.schedules import Clock, Constant, Schedule

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
+from torch import Tensor
 
-from winnow.errors import WinnowWarning
+from winnow.errors import GradientError, WinnowWarning
 from winnow.groups import Groups
 from winnow.routes.base import Lane, Route, Site
 
@@ -93,6 +94,30 @@ class Watch:
                 f"{dose:.3g}, and zeros need about {reach:.3g}. Raise the strength to about "
                 f"{strength * reach / dose:.2g}, train longer, or ask for a target: when=Toward(density=…, steps=…)",
             )
+
+
+@torch.no_grad()
+def check_finite(lanes: Sequence[Lane], step: int) -> None:
+    """Raise `GradientError` before anything of this step is done, if a gradient is not finite; on all ranks alike."""
+    sums = [_whole_sum(lane.site.theta.grad) for lane in lanes]
+    if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
+        return
+    for lane in lanes:
+        grad = lane.site.theta.grad
+        assert grad is not None
+        if float(_whole_sum((~torch.isfinite(grad)).float())):
+            raise GradientError(
+                f"the gradient of {lane.site.name!r} is not finite at step {step}; the step was not taken, weights, "
+                "factors and optimizer state are as before it. Lower the learning rate, clip gradients, or skip this "
+                "batch with optimizer.zero_grad()"
+            )
+
+
+def _whole_sum(x: Tensor | None) -> Tensor:
+    """The sum over all ranks' shards, so that every rank decides alike."""
+    assert x is not None
+    total = x.sum(dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None)
+    return total.full_tensor() if hasattr(total, "full_tensor") else total
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ import torch
 from winnow.errors import AttachError, PenaltyError
 from winnow.factors import Product
 from winnow.penalties import Lp, Penalty
-from winnow.routes.base import FactoredLane, Lane, Route, Site
+from winnow.routes.base import Lane, Route, Site
+from winnow.routes.factored import FactoredLane
 from winnow.starts import Gap
 
 
