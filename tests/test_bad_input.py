@@ -455,3 +455,27 @@ def test_every_route_is_here():
     assert {type(how).__name__ for how, _ in ROUTES.values()} == {
         kind.__name__ for kind in winnow.Route.__subclasses__() if kind.__module__.startswith("winnow.")
     }
+
+
+@every_route
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.5, NAN])
+def test_a_cut_to_no_density(route, density):
+    trial = Trial(route, "adamw").steps(1)
+    before = picture(trial.model, trial.optimizer)
+    with pytest.raises(ScheduleError, match=r"density must lie in \(0, 1\]"):
+        trial.run.cut(density)
+    same(picture(trial.model, trial.optimizer), before)
+
+
+@pytest.mark.parametrize("threshold", [-1e-3, NAN, INF])
+def test_settling_at_no_threshold(threshold):
+    trial = Trial(next(iter(ROUTES)), "sgd").steps(1)
+    with pytest.raises(ScheduleError, match="threshold must be a norm"):
+        trial.run.settle(threshold)
+    trial.run.settle()  # still open
+
+
+def test_feedback_of_nan():
+    trial = Trial(next(iter(ROUTES)), "sgd", when=winnow.Feedback(4)).steps(1)
+    with pytest.raises(ScheduleError, match="feedback needs a number"):
+        trial.run.feedback(NAN)

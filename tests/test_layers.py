@@ -11,6 +11,8 @@ ROOT = Path(winnow.__file__).parent
 LAYERS = [
     ["errors"],
     ["groups", "penalties", "schedules", "starts", "noise"],
+    ["trace"],
+    ["units", "smaller"],
     ["factors"],
     ["routes.base"],
     ["routes.factored"],
@@ -62,7 +64,7 @@ def violations():
         for name in imports(path):
             there = layer_of(name.removeprefix("winnow").removeprefix("."))
             package = module.split(".")[0]
-            inside = name.removeprefix("winnow.").split(".")[0] == package and package in ("penalties", "schedules", "jobs")
+            inside = name.removeprefix("winnow.").split(".")[0] == package and package in ("penalties", "schedules", "jobs", "trace", "smaller")
             if here is None or there is None or not (there < here or inside):
                 yield f"{module} imports {name}"
 

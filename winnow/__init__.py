@@ -39,6 +39,7 @@ from winnow.routes import (
 )
 from winnow.run import Layer, Run, attach
 from winnow.schedules import Constant, Feedback, Geometric, Harmonic, Off, Quadratic, Ramp, Schedule, Toward
+from winnow.smaller import Proof, compact
 from winnow.starts import Balanced, Truncated
 
 try:
@@ -77,6 +78,7 @@ __all__ = [
     "Masking",
     "Off",
     "Penalty",
+    "Proof",
     "Quadratic",
     "Ramp",
     "Route",
@@ -94,5 +96,6 @@ __all__ = [
     "WinnowError",
     "WinnowWarning",
     "attach",
+    "compact",
     "recipes",
 ]

@@ -31,5 +31,13 @@ class ScheduleError(WinnowError):
     """A schedule's numbers are out of range."""
 
 
+class TraceError(WinnowError):
+    """A model that cannot be read or made smaller."""
+
+
+class ProofError(WinnowError):
+    """A smaller model whose outputs differ from the original's."""
+
+
 class WinnowWarning(UserWarning):
     """Training goes on, but probably not the way that was meant."""

@@ -168,7 +168,10 @@ class BoundedGate(_Gate):
 
     @property
     def c(self) -> float:
-        """1/Ω'(0+), which conditions the origin best; the knot for penalties of unit slope is as good."""
+        """1/Ω'(0+), which conditions the origin best (6.7).
+
+        For a wide plateau the gate then bends sharply near s = 1: if a loss oscillates there, halve the learning rate.
+        """
         return 1.0 / self.penalty.slope_at_zero
 
     def pull(self, g: Tensor, factors: Factors, groups: Cut, strength: Strength) -> list[Tensor]:

@@ -170,7 +170,9 @@ class Run:
     def feedback(self, score: float) -> None:
         """Once per epoch, for schedules that listen: training accuracy, or minus the training loss. Averaged over ranks."""
         self._must_be_open("feedback")
-        score = _mean_over_ranks(score)
+        score = _mean_over_ranks(score, self._lanes[0].site.theta.device)
+        if math.isnan(score):
+            raise ScheduleError("feedback needs a number, got nan: give the training accuracy, or minus the training loss")
         size = float(sum(whole(lane.site.theta.detach().abs().sum()) for lane in self._lanes))
         memory = self.schedule.feedback(self.clock, score, size)
         clock = Clock(self.clock.step, self.clock.flow, self.clock.dose, memory)
@@ -185,6 +187,8 @@ class Run:
     def settle(self, threshold: float | None = None) -> Run:
         """Exact zeros for every group at or below `threshold`, and the optimizer released. Returns the run."""
         self._must_be_open("settle")
+        if threshold is not None and not 0 <= threshold < math.inf:
+            raise ScheduleError(f"threshold must be a norm, finite and >= 0, got {threshold}; None takes float resolution")
         target = self.schedule.target
         if target is not None and not self._host.frozen:
             warnings.warn(
@@ -216,6 +220,8 @@ class Run:
     def cut(self, density: float) -> None:
         """Keep the largest groups by norm up to `density` of all entries, at least one per weight; zero the rest for good."""
         self._must_be_open("cut")
+        if not 0 < density <= 1:
+            raise ScheduleError(f"density must lie in (0, 1], got {density}; 0.1 keeps a tenth of the weights")
         for lane, dead in zip(self._lanes, smallest(self._lanes, density), strict=True):
             local = self._as_local(lane, dead)
             lane.zero(local, self._host.state(lane))
@@ -291,9 +297,9 @@ class Run:
             raise AttachError(f"cannot {verb}: this run is settled and its optimizer released; attach again to go on")
 
 
-def _mean_over_ranks(score: float) -> float:
+def _mean_over_ranks(score: float, device: torch.device) -> float:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return float(score)
-    total = torch.tensor(float(score), dtype=torch.float64)
+    total = torch.tensor(float(score), dtype=torch.float64, device=device)  # where the ranks talk: NCCL needs its GPU
     torch.distributed.all_reduce(total)
     return float(total) / torch.distributed.get_world_size()

@@ -56,17 +56,17 @@ class CausalAttention(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.n_head, self.dropout = config.n_head, config.dropout
+        self.head_size, self.dropout = config.n_embd // config.n_head, config.dropout
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        heads = self.c_attn(x).view(batch, length, 3, self.n_head, width // self.n_head)
+        batch, length, _ = x.shape
+        heads = self.c_attn(x).view(batch, length, 3, -1, self.head_size)  # as many heads as there are rows for
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (batch, head, length, width / head)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
-        out: Tensor = self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(batch, length, width)))
+        out: Tensor = self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(batch, length, -1)))
         return out
 
 

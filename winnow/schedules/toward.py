@@ -32,7 +32,7 @@ class Toward(Schedule):
     steps: int
     heal: float = 0.4
     begin: float = 0.1
-    pull: float = 1.0
+    pull: float = 0.3
     dose: float = 1.0
     every: int = 0
 
