@@ -13,6 +13,7 @@ LAYERS = [
     ["groups", "penalties", "schedules", "starts", "noise"],
     ["trace"],
     ["units", "smaller"],
+    ["files"],
     ["factors"],
     ["routes.base"],
     ["routes.factored"],
@@ -25,6 +26,9 @@ LAYERS = [
     ["jobs"],
     ["cli"],
 ]
+
+
+PACKAGES = ("penalties", "schedules", "jobs", "trace", "smaller")
 
 
 def module_of(path):
@@ -64,7 +68,7 @@ def violations():
         for name in imports(path):
             there = layer_of(name.removeprefix("winnow").removeprefix("."))
             package = module.split(".")[0]
-            inside = name.removeprefix("winnow.").split(".")[0] == package and package in ("penalties", "schedules", "jobs", "trace", "smaller")
+            inside = name.removeprefix("winnow.").split(".")[0] == package and package in PACKAGES
             if here is None or there is None or not (there < here or inside):
                 yield f"{module} imports {name}"
 

@@ -1,5 +1,7 @@
 """Small models of every kind that people train, each with an input; built from scratch, nothing is downloaded."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -45,7 +47,7 @@ class Residual(nn.Module):
         super().__init__()
         widths = [before, after, after] if middle is None else [before, middle, middle, after]
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (a, b) in enumerate(pairwise(widths)):
             point = middle is not None and i != 1
             own = groups if middle is not None and i == 1 else 1
             step = stride if i == (middle is not None) else 1
@@ -260,7 +262,8 @@ class Seq2Seq(nn.Module):
 class Recurrent(nn.Module):
     def __init__(self, kind):
         super().__init__()
-        self.embed, self.body, self.up, self.head = nn.Embedding(11, 8), kind(8, 12, batch_first=True), nn.Linear(12, 20), nn.Linear(20, 3)
+        self.embed, self.body = nn.Embedding(11, 8), kind(8, 12, batch_first=True)
+        self.up, self.head = nn.Linear(12, 20), nn.Linear(20, 3)
 
     def forward(self, x):
         return self.head(F.relu(self.up(self.body(self.embed(x))[0][:, -1])))
@@ -323,6 +326,45 @@ def tokens(top, batch=2, length=7):
     return torch.randint(0, top, (batch, length))
 
 
+def hugging(model, config, **sizes):
+    """A model of `transformers` from a small configuration; nothing is downloaded."""
+
+    def make():
+        import transformers
+
+        return getattr(transformers, model)(getattr(transformers, config)(**sizes))
+
+    return make
+
+
+SMALL = {"vocab_size": 23, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
+         "max_position_embeddings": 16}
+ENDS = {"use_cache": False, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+HUGGING = {
+    "GPT-2": (
+        hugging("GPT2LMHeadModel", "GPT2Config", vocab_size=23, n_positions=16, n_embd=16, n_layer=2, n_head=4, **ENDS),
+        lambda: {"input_ids": tokens(23)},
+    ),
+    "BERT": (
+        hugging("BertForSequenceClassification", "BertConfig", **SMALL),
+        lambda: {"input_ids": tokens(23), "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2])},
+    ),
+    "Llama": (
+        hugging("LlamaForCausalLM", "LlamaConfig", **SMALL, **ENDS, num_key_value_heads=2),
+        lambda: {"input_ids": tokens(23)},
+    ),
+    "T5": (
+        hugging("T5ForConditionalGeneration", "T5Config", vocab_size=23, d_model=16, d_kv=4, d_ff=24, num_layers=1,
+                num_heads=4, use_cache=False, decoder_start_token_id=0, pad_token_id=0),
+        lambda: {"input_ids": tokens(23), "decoder_input_ids": tokens(23, 2, 5)},
+    ),
+    "ViT of transformers": (
+        hugging("ViTForImageClassification", "ViTConfig", hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+                intermediate_size=24, image_size=16, patch_size=4),
+        lambda: {"pixel_values": image()},
+    ),
+}
+
 MODELS = {
     "MLP": (mlp, lambda: torch.randn(3, 12)),
     "LeNet-300-100": (lambda: LeNet300100(64, 10, (30, 20)), lambda: torch.randn(3, 64)),
@@ -349,6 +391,7 @@ MODELS = {
     "siamese": (Siamese, lambda: (torch.randn(3, 6), torch.randn(3, 6))),
     "tied head": (TiedHead, lambda: tokens(13)),
     "fixed sizes": (FixedSizes, lambda: torch.randn(2, 5, 12)),
+    **HUGGING,
 }
 
 

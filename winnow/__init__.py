@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from winnow import recipes
 from winnow.certificate import Certificate
 from winnow.errors import WinnowError, WinnowWarning
+from winnow.files import load, save
 from winnow.groups import Axes, Blocks, Columns, Elements, Grouping, Heads, Rows
 from winnow.penalties import (
     L1,
@@ -97,5 +98,7 @@ __all__ = [
     "WinnowWarning",
     "attach",
     "compact",
+    "load",
     "recipes",
+    "save",
 ]

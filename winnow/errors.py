@@ -39,5 +39,9 @@ class ProofError(WinnowError):
     """A smaller model whose outputs differ from the original's."""
 
 
+class FileError(WinnowError):
+    """A saved model that cannot be read, or does not fit; nothing was loaded."""
+
+
 class WinnowWarning(UserWarning):
     """Training goes on, but probably not the way that was meant."""

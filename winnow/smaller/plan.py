@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor, fx
 
+from winnow.errors import TraceError
 from winnow.trace.layout import Layout
 from winnow.trace.tracer import Read, Tracer
 
@@ -81,6 +82,28 @@ def plan(tracer: Tracer) -> Plan:
         _count({**{k: why[k] for k in dead if k in why}, **held}),
         _count({k: reasons[k] for k in reasons if bool(made[k])}),
     )
+
+
+def keeping(tracer: Tracer, keep: Mapping[str, Mapping[int, Tensor]]) -> Plan:
+    """A plan made before, in terms of the indices kept; nothing is folded, as the weights are to be filled in.
+
+    Raises `TraceError` if this graph's ties do not allow it.
+    """
+    gone = torch.zeros(tracer.ties.count, dtype=torch.bool)
+    for name, axes in keep.items():
+        for axis, kept in axes.items():
+            block = tracer.weights[name].alone(axis) if name in tracer.weights else None
+            if block is None or not bool(((kept >= 0) & (kept < len(block.ids))).all()):
+                raise TraceError(f"{name} has no axis {axis} that could be cut so; the model is not the one that was saved")
+            lost = torch.ones(len(block.ids), dtype=torch.bool).index_fill_(0, kept, False)
+            gone[tracer.resolved[block.ids[lost]]] = True
+    atoms = gone[tracer.resolved]
+    found = _keep(tracer, atoms)
+    if {n: {a: k.tolist() for a, k in axes.items()} for n, axes in found.items()} != {
+        n: {a: k.tolist() for a, k in axes.items()} for n, axes in keep.items()
+    }:
+        raise TraceError("the saved cut does not fit this model's graph; make_model must build the model as it was")
+    return Plan(atoms, found, {}, {}, {})
 
 
 def _made(tracer: Tracer, classes: Tensor) -> Tensor:

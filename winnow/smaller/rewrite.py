@@ -11,11 +11,14 @@ from torch import Tensor, fx, nn
 
 from winnow.errors import TraceError
 from winnow.smaller.plan import Plan, new_shape
-from winnow.trace import Example, Tracer, clone, graph_of
+from winnow.trace import Example, Tracer, arguments, clone, graph_of
 from winnow.trace.tracer import argument, operator
 
 Select = Callable[[Tracer], Plan]
 """What is to go, told of one traced graph; a model may be traced more than once."""
+
+RECIPE = "winnow"
+"""Under which a smaller graph's `meta` says how to make it again from the model it came from."""
 
 SIZES: dict[type[nn.Module], dict[str, int]] = {
     nn.Linear: {"out_features": 0, "in_features": 1},
@@ -108,7 +111,31 @@ def as_graph(model: nn.Module, example: Example, select: Select) -> fx.GraphModu
     result = fx.GraphModule(graph_module, graph_module.graph)
     cut_weights(result, plan)
     result.recompile()
+    result.meta[RECIPE] = _recipe(model, example, plan)
     return result
+
+
+def _recipe(model: nn.Module, example: Example, plan: Plan) -> dict[str, Any]:
+    """Shapes of the model and of a call, and the indices kept: plain numbers, for a file."""
+    keep = {name: {str(axis): kept.tolist() for axis, kept in axes.items()} for name, axes in plan.keep.items()}
+    base = {name: list(theta.shape) for name, theta in model.state_dict().items()}
+    earlier = model.meta.get(RECIPE) if isinstance(model, fx.GraphModule) else None
+    if earlier is not None:  # cut a second time: one cut, as seen from the first model
+        base = earlier["base"]
+        for name, axes in earlier["keep"].items():
+            for axis, kept in axes.items():
+                again = keep.setdefault(name, {}).get(axis)
+                keep[name][axis] = kept if again is None else [kept[i] for i in again]
+    args, kwargs = arguments(example)
+    spec = {name: _spec(x) for name, x in kwargs.items()}
+    return {"base": base, "args": [_spec(x) for x in args], "kwargs": spec, "keep": keep}
+
+
+def _spec(x: Any) -> Any:
+    """A tensor's shape and type; of anything else the value."""
+    if isinstance(x, Tensor):
+        return {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
+    return {"value": x}
 
 
 def _patch(tracer: Tracer, plan: Plan, node: fx.Node, twin: fx.Node) -> None:

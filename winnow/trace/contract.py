@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from winnow.trace.layout import Block, Layout, unknown
-from winnow.trace.reshape import merge, simplify
+from winnow.trace.reshape import collapse, merge
 from winnow.trace.tracer import Layouts, Read, Tracer, argument, operator, rule
 
 
@@ -158,23 +158,10 @@ def _whole_heads(tracer: Tracer, layout: Layout, summed: int) -> Layout:
             else:
                 blocks.append(block)
         else:
-            whole = _first(tracer, block, matrix)
+            whole = collapse(block, matrix, tracer.ties)
             if whole is not None:
                 blocks.append(whole)
     return Layout(layout.shape, tuple(blocks))
-
-
-def _first(tracer: Tracer, block: Block, axes: list[int]) -> Block | None:
-    """All indices along `axes` tied to the first, and dropped; a value is known where all of them share it."""
-    ids, value, kept = block.ids, block.value, list(block.axes)
-    for axis in sorted(axes, reverse=True):
-        i = kept.index(axis)
-        tracer.ties.tie(ids, ids.select(i, 0).unsqueeze(i))
-        same = (value == value.select(i, 0).unsqueeze(i)).all(i)
-        value = torch.where(same, value.select(i, 0), math.nan)
-        ids = ids.select(i, 0)
-        del kept[i]
-    return simplify(Block(tuple(kept), ids, value), tracer.ties)
 
 
 @rule("aten.scaled_dot_product_attention")
@@ -182,19 +169,23 @@ def attention(tracer: Tracer, node: fx.Node) -> Layouts:
     """Heads are tied over Q, K and V (several of Q to one of K and V under grouped queries); a head lives or dies whole."""
     q, k, v = (tracer.layout(a) for a in node.args[:3])
     shape, mask = tracer.sizes(node), argument(node, 3, "attn_mask")
-    if len(shape) != 4 or (mask is not None and tracer.labelled(mask) and tracer.layout(mask).shape[-3] > 1):
-        return tracer.refuse(node, "goes into attention in a way that has no rule")
+    bias = tracer.layout(mask)
+    per_head = len(bias.shape) > 2 and bias.shape[-3] > 1
+    if len(shape) != 4 or (per_head and bias.alone(-3) is None):
+        return tracer.refuse(node, "goes into attention with a mask per head that has no labels")
     heads: list[Block | None] = []
     for layout in (q, k, v):
         others = [b for b in layout.blocks if 1 not in b.axes]
         tracer.pin(others, "is an axis of attention other than the heads")
         block = layout.at(1)
         inner = [] if block is None else [a for a in block.axes if a != 1]
-        heads.append(None if block is None else _first(tracer, block, inner) if inner else block)
+        heads.append(None if block is None else collapse(block, inner, tracer.ties) if inner else block)
     if any(h is None or h.axes != (1,) for h in heads):
         tracer.pin([*heads, q.at(1), k.at(1), v.at(1)], "a head's Q, K and V are not all labelled")
         return tracer.plain(node)
     first, *rest = (h.ids for h in heads if h is not None)
+    if per_head:
+        rest.append(bias.at(-3).ids)  # type: ignore[union-attr]
     for ids in rest:
         tracer.ties.tie(first, ids.repeat_interleave(len(first) // len(ids)))
     values = heads[2]

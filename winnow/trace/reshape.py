@@ -47,6 +47,19 @@ def simplify(block: Block, ties: Ties) -> Block | None:
     return Block(tuple(axes), ids, value)
 
 
+def collapse(block: Block, axes: Sequence[int], ties: Ties) -> Block | None:
+    """All indices along `axes` tied to the first, and dropped; a value is known where all of them share it."""
+    ids, value, kept = block.ids, block.value, list(block.axes)
+    for axis in sorted(axes, reverse=True):
+        i = kept.index(axis)
+        ties.tie(ids, ids.select(i, 0).unsqueeze(i))
+        same = (value == value.select(i, 0).unsqueeze(i)).all(i)
+        value = torch.where(same, value.select(i, 0), math.nan)
+        ids = ids.select(i, 0)
+        del kept[i]
+    return simplify(Block(tuple(kept), ids, value), ties)
+
+
 def _spans(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Runs of axes with equal products, before and after a reshape."""
     spans, i, j = [], 0, 0
@@ -128,6 +141,10 @@ def cat(parts: Sequence[Layout], axis: int, ties: Ties) -> Layout:
     shape[axis] = sum(p.shape[axis] for p in parts)
     pieces: list[tuple[Tensor, Tensor]] = []
     labelled = any(p.at(axis) is not None for p in parts)
+    inside = [p.at(axis) for p in parts]
+    first = inside[0]
+    if first is not None and len(first.axes) > 1 and all(b is not None and b.axes == first.axes for b in inside):
+        return _cat_grids(parts, axis, shape, ties)
     for part in parts:
         block = part.at(axis)
         if block is not None and len(block.axes) > 1:
@@ -147,6 +164,18 @@ def cat(parts: Sequence[Layout], axis: int, ties: Ties) -> Layout:
     return Layout(tuple(shape), (*blocks, *(b.varying() for b in joined.blocks)))
 
 
+def _cat_grids(parts: Sequence[Layout], axis: int, shape: Sequence[int], ties: Ties) -> Layout:
+    """Pieces that are labelled together along the same axes, the joined one among them: halves of a head, say."""
+    blocks = [b for p in parts if (b := p.at(axis)) is not None]
+    i = blocks[0].axes.index(axis)
+    joined = Block(blocks[0].axes, torch.cat([b.ids for b in blocks], i), torch.cat([b.value for b in blocks], i))
+    for part in parts:
+        for other in part.blocks:
+            if axis not in other.axes:
+                ties.pin(other.ids, "joined next to labels along several axes")
+    return Layout(tuple(shape), (joined,))
+
+
 def merge(a: Layout, b: Layout, ties: Ties, skip: int | None = None) -> Layout:
     """Labels of an operation entry by entry with broadcasting; values are not combined here.
 
@@ -162,9 +191,9 @@ def merge(a: Layout, b: Layout, ties: Ties, skip: int | None = None) -> Layout:
             other = meets[0]
             left.remove(other)
             big, small = (other, block) if len(other.axes) > len(block.axes) else (block, other)
-            sizes = [shape[x] for x in big.axes]
-            ties.tie(big.ids, grid(small, big.axes, sizes)[0])
-            blocks.append(big)
+            joined = _meet(big, small, shape, ties)
+            if joined is not None:
+                blocks.append(joined)
         elif meets:
             for other in meets:
                 left.remove(other)
@@ -180,6 +209,16 @@ def merge(a: Layout, b: Layout, ties: Ties, skip: int | None = None) -> Layout:
         else:
             ties.pin(other.ids, "meets a tensor without labels")
     return Layout(shape, tuple(blocks))
+
+
+def _meet(big: Block, small: Block, shape: Sequence[int], ties: Ties) -> Block | None:
+    """Two labels of the same entries. Where a grid (heads × entries) meets something that has the entries only (a rotary
+    table), heads live or die whole and the entries stay."""
+    if small.axes[0] != big.axes[0]:
+        ties.pin(small.ids, "is shared by all heads")
+        return collapse(big, small.axes, ties)
+    ties.tie(big.ids, grid(small, big.axes, [shape[x] for x in big.axes])[0])
+    return big
 
 
 def _free(block: Block, other: Layout, skip: int | None) -> bool:

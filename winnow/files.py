@@ -1,0 +1,198 @@
+"""Saved models: weights in safetensors, what became smaller in JSON; no pickle, and nothing of a file is ever executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from winnow.errors import FileError
+from winnow.smaller.plan import Plan, keeping
+from winnow.smaller.rewrite import RECIPE, as_graph, resize
+from winnow.trace import Tracer
+
+FORMAT = 1
+WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
+LIMIT = 64 * 2**20
+"""Largest structure.json that is read: a real one has a line per weight."""
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+    """Write a model (smaller or not) to a folder: `model.safetensors` and `structure.json`.
+
+    The structure names every tensor's shape, and for a model that is a graph what was cut of the original.  The folder
+    appears whole or not at all.  Raises `FileError` if something else is there already.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / STRUCTURE).exists():
+        raise FileError(f"{folder} exists and holds other things than a saved model; choose another folder")
+    tensors, tied = _tensors(model)
+    part = folder.with_name(folder.name + ".part")
+    part.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, part / WEIGHTS)
+    recipe = model.meta.get(RECIPE) if isinstance(model, fx.GraphModule) else None
+    structure = {
+        "format": FORMAT,
+        "form": "class" if recipe is None else "graph",
+        "class": type(model).__name__,
+        "sha256": _digest(part / WEIGHTS),
+        "tensors": {name: {"shape": list(t.shape), "dtype": _short(t.dtype)} for name, t in tensors.items()},
+        "tied": tied,
+        "recipe": recipe,
+    }
+    (part / STRUCTURE).write_text(json.dumps(structure, indent=1) + "\n", encoding="utf-8")
+    folder.mkdir(exist_ok=True)
+    for name in (WEIGHTS, STRUCTURE):  # the structure last: a folder with one is complete
+        os.replace(part / name, folder / name)
+    part.rmdir()
+    return folder
+
+
+def load(folder: str | os.PathLike[str], make_model: Callable[[], nn.Module]) -> nn.Module:
+    """The saved model, built by cutting a fresh `make_model()` to the saved shapes and filling it.
+
+    Raises `FileError`, and returns nothing, if files are missing, damaged, from a newer Winnow, or do not fit the model.
+    """
+    folder = Path(folder)
+    structure = _structure(folder)
+    tensors = _weights(folder, structure)
+    model = make_model()
+    if not isinstance(model, nn.Module):
+        raise FileError(f"make_model must return an nn.Module, got {type(model).__name__}")
+    if structure["form"] == "graph":
+        model = _graph(model, structure["recipe"], folder)
+    else:
+        _fit(model, {**tensors, **{a: tensors[b] for a, b in structure["tied"].items()}}, folder)
+    try:
+        model.load_state_dict({**tensors, **{a: tensors[b] for a, b in structure["tied"].items()}})
+    except RuntimeError as error:
+        raise FileError(f"{folder} does not fit {type(model).__name__}: {error}") from error
+    return model.eval()
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+
+def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors by name, each once; other names of the same tensors)."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    for name, theta in model.state_dict().items():
+        key = theta.data_ptr(), tuple(theta.shape)
+        if theta.numel() and key in first:
+            tied[name] = first[key]
+        else:
+            first[key] = name
+            tensors[name] = theta.detach().cpu().contiguous().clone()
+    return tensors, tied
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def _structure(folder: Path) -> dict[str, Any]:
+    path = folder / STRUCTURE
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        raise FileError(f"{folder} is no saved model: it needs {STRUCTURE} and {WEIGHTS}; winnow.save writes both")
+    if path.stat().st_size > LIMIT:
+        raise FileError(f"{path} is larger than any structure that Winnow writes")
+    try:
+        structure = json.loads(path.read_text(encoding="utf-8"))
+        if int(structure["format"]) > FORMAT:
+            raise FileError(f"{path} has format {structure['format']}, newer than this Winnow reads ({FORMAT}); upgrade Winnow")
+        wanted = {"format": int, "form": str, "class": str, "sha256": str, "tensors": dict, "tied": dict}
+        if not all(isinstance(structure[key], kind) for key, kind in wanted.items()):
+            raise TypeError("a field has the wrong type")
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError(f"{path} is damaged or foreign ({type(error).__name__}: {error}); nothing was loaded") from error
+    return dict(structure)
+
+
+def _weights(folder: Path, structure: Mapping[str, Any]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    if _digest(path) != structure["sha256"]:
+        raise FileError(f"{path} is not the file that {STRUCTURE} describes (its checksum differs); nothing was loaded")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError(f"{path} is damaged or foreign ({error}); nothing was loaded") from error
+    said = {name: (list(t.shape), _short(t.dtype)) for name, t in tensors.items()}
+    if said != {name: (spec["shape"], spec["dtype"]) for name, spec in structure["tensors"].items()}:
+        raise FileError(f"{path} and {STRUCTURE} name different tensors; nothing was loaded")
+    return tensors
+
+
+def _fit(model: nn.Module, shapes: Mapping[str, Tensor], folder: Path) -> None:
+    """Every weight replaced by an empty one of the saved shape, if that is not larger along any axis."""
+    done: dict[int, Tensor] = {}
+    for prefix, owner in model.named_modules():
+        tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+        for table in tables:
+            for key, theta in table.items():
+                name = f"{prefix}.{key}" if prefix else key
+                if theta is None or name not in shapes or theta.shape == shapes[name].shape:
+                    continue
+                new = shapes[name]
+                if new.ndim != theta.ndim or any(a > b for a, b in zip(new.shape, theta.shape, strict=True)):
+                    raise FileError(
+                        f"{folder} does not fit {type(model).__name__}: {name} was saved as {list(new.shape)} and is "
+                        f"{list(theta.shape)} here; make_model must build the model as it was before it became smaller"
+                    )
+                if id(theta) not in done:
+                    empty = torch.empty(new.shape, dtype=theta.dtype, device=theta.device)
+                    done[id(theta)] = nn.Parameter(empty, theta.requires_grad) if isinstance(theta, nn.Parameter) else empty
+                table[key] = done[id(theta)]
+    resize(model)
+
+
+def _graph(model: nn.Module, recipe: Any, folder: Path) -> fx.GraphModule:
+    """The original's graph, cut again."""
+    try:
+        base = {str(name): torch.empty(shape, device="meta") for name, shape in recipe["base"].items()}
+        args = [_zeros(spec) for spec in recipe["args"]]
+        kwargs = {str(name): _zeros(spec) for name, spec in recipe["kwargs"].items()}
+        keep = {
+            str(name): {int(axis): torch.tensor(kept, dtype=torch.long) for axis, kept in axes.items()}
+            for name, axes in recipe["keep"].items()
+        }
+    except Exception as error:
+        raise FileError(f"{folder / STRUCTURE} is damaged ({type(error).__name__}: {error}); nothing was loaded") from error
+
+    _fit(model, base, folder)
+
+    def select(tracer: Tracer) -> Plan:
+        return keeping(tracer, keep)
+
+    return as_graph(model, kwargs or tuple(args), select)
+
+
+def _zeros(spec: Mapping[str, Any]) -> Any:
+    if "value" in spec:
+        return spec["value"]
+    dtype = getattr(torch, spec["dtype"])
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{spec['dtype']} is no dtype")
+    return torch.zeros([int(n) for n in spec["shape"]], dtype=dtype)
