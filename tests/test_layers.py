@@ -13,7 +13,7 @@ LAYERS = [
     ["groups", "penalties", "schedules", "starts", "noise"],
     ["trace"],
     ["units", "smaller"],
-    ["files"],
+    ["files", "export", "measure"],
     ["factors"],
     ["routes.base"],
     ["routes.factored"],

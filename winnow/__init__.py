@@ -9,8 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from winnow import recipes
 from winnow.certificate import Certificate
 from winnow.errors import WinnowError, WinnowWarning
+from winnow.export import export
 from winnow.files import load, save
 from winnow.groups import Axes, Blocks, Columns, Elements, Grouping, Heads, Rows
+from winnow.measure import Measured, measure
 from winnow.penalties import (
     L1,
     MCP,
@@ -77,6 +79,7 @@ __all__ = [
     "LogSum",
     "Lp",
     "Masking",
+    "Measured",
     "Off",
     "Penalty",
     "Proof",
@@ -98,7 +101,9 @@ __all__ = [
     "WinnowWarning",
     "attach",
     "compact",
+    "export",
     "load",
+    "measure",
     "recipes",
     "save",
 ]
