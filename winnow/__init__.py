@@ -44,6 +44,7 @@ from winnow.run import Layer, Run, attach
 from winnow.schedules import Constant, Feedback, Geometric, Harmonic, Off, Quadratic, Ramp, Schedule, Toward
 from winnow.smaller import Proof, compact
 from winnow.starts import Balanced, Truncated
+from winnow.units import Channels, UnitLayer, find_units
 
 try:
     __version__ = version("torch-winnow")
@@ -59,6 +60,7 @@ __all__ = [
     "Bernoulli",
     "Blocks",
     "Certificate",
+    "Channels",
     "Columns",
     "Constant",
     "Decay",
@@ -93,6 +95,7 @@ __all__ = [
     "Standout",
     "Toward",
     "Truncated",
+    "UnitLayer",
     "Variational",
     "VariationalDropout",
     "VariationalDropoutFit",
@@ -102,6 +105,7 @@ __all__ = [
     "attach",
     "compact",
     "export",
+    "find_units",
     "load",
     "measure",
     "recipes",

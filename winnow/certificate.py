@@ -122,14 +122,19 @@ def _norm(lane: Lane) -> Tensor:
 
 
 def _gradients(lanes: Sequence[Lane], closure: Callable[[], Tensor] | None) -> tuple[float | None, list[Tensor] | None]:
-    thetas = [lane.site.theta for lane in lanes]
-    if closure is None:
-        found = [theta.grad for theta in thetas]
-        return None, None if any(g is None for g in found) else [g for g in found if g is not None]
-    with torch.enable_grad():
-        loss = closure()
-        grads = torch.autograd.grad(loss, thetas, allow_unused=True)
-    return float(loss.detach()), [torch.zeros_like(t) if g is None else g for g, t in zip(grads, thetas, strict=True)]
+    weights = [weight for lane in lanes for weight in lane.site.weights]
+    loss: Tensor | None = None
+    found: Sequence[Tensor | None] = [weight.grad for weight in weights]
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
+    left = iter(found)
+    grads = [lane.site.assemble([next(left) for _ in lane.site.weights]) for lane in lanes]
+    if loss is None:
+        return None, None if any(g is None for g in grads) else [g for g in grads if g is not None]
+    whole_grads = zip(grads, lanes, strict=True)
+    return float(loss.detach()), [torch.zeros_like(lane.site.theta) if g is None else g for g, lane in whole_grads]
 
 
 @torch.no_grad()

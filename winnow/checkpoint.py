@@ -70,7 +70,7 @@ def _keys(saved: Mapping[str, Any], lanes: Sequence[Lane], optimizer: Optimizer)
             "optimizer as it was when the checkpoint was saved"
         )
     key_of = {id(theta): key for key, theta in zip(keys, params, strict=True)}
-    return [key_of[id(lane.site.theta)] for lane in lanes]
+    return [key_of[id(lane.site.anchor)] for lane in lanes]
 
 
 def _placed(value: Any, device: torch.device) -> Any:

@@ -90,6 +90,8 @@ class Fused:
         """Whether this lane's coming step can be fused."""
         theta = lane.site.theta
         g = theta.grad
+        if lane.site.shares and lane.coordinates().get("w") is theta:
+            return False  # put together of several weights, and stepped itself
         if g is None or hasattr(theta, "placements") or not (theta.is_contiguous() and g.is_contiguous()):
             return False
         motion, kept = lane.motion(moment), self.kept.setdefault(id(lane), _Kept())

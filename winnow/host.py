@@ -21,7 +21,7 @@ from winnow import checkpoint
 from winnow.checkpoint import KEY
 from winnow.errors import AttachError, GradientError, WinnowWarning
 from winnow.fused import Fused
-from winnow.routes.base import Lane, Moment, flow_rate
+from winnow.routes.base import Lane, Moment, WeightLane, flow_rate
 from winnow.routes.factored import FactoredLane
 from winnow.schedules import Clock
 from winnow.watch import check_finite
@@ -46,8 +46,11 @@ class Host:
         self.fused = fused
         self.look = look
         self.advance = advance
-        self._lane_of = {id(lane.site.theta): lane for lane in self.lanes}
-        self._home = {id(lane): _index(optimizer, lane.site.theta) for lane in self.lanes}
+        self._lane_of = {id(lane.site.anchor): lane for lane in self.lanes}
+        self._home = {id(lane): _index(optimizer, lane.site.anchor) for lane in self.lanes}
+        shares = [share for lane in self.lanes for share in lane.site.shares]
+        self._whole = {id(share.weight) for share in shares if share.whole}
+        self._part = {id(share.weight) for share in shares if not share.whole}
         self._versions: dict[int, int] = {}
         self._active: list[tuple[Lane, Moment]] = []
         self._fused: list[tuple[Lane, Moment]] = []
@@ -98,15 +101,18 @@ class Host:
 
     def bag(self, lane: Lane) -> dict[str, Any]:
         """Our tensors in the optimizer's state for the lane's weight."""
-        return self.optimizer.state[lane.site.theta].setdefault(KEY, {})  # type: ignore[no-any-return]
+        return self.optimizer.state[lane.site.anchor].setdefault(KEY, {})  # type: ignore[no-any-return]
 
     def state(self, lane: Lane) -> dict[str, Any]:
         """What the optimizer remembers of the weight, or per coordinate of its factors."""
         if lane.coordinates():
             bag = self.bag(lane)
             own = {name: bag[name]["state"] for name in lane.coordinates()}
-            return {**self.optimizer.state[lane.site.theta], **own}
-        state: dict[str, Any] = self.optimizer.state[lane.site.theta]
+            if isinstance(lane, WeightLane):
+                inner: dict[str, Any] = own["w"]
+                return inner
+            return {**self.optimizer.state[lane.site.anchor], **own}
+        state: dict[str, Any] = self.optimizer.state[lane.site.anchor]
         return state
 
     # ---- open and close ----------------------------------------------------------------------------------------
@@ -119,9 +125,12 @@ class Host:
         self.write(**numbers, strength=strength, pressed=strength, sites=sites)
         for lane in self.lanes:
             if not lane.steps_weight:
-                optimizer.state.pop(lane.site.theta, None)  # the weight's momentum means nothing to its factors
+                optimizer.state.pop(lane.site.anchor, None)  # the weight's momentum means nothing to its factors
+            for share in lane.site.shares:
+                if share.whole:
+                    optimizer.state.pop(share.weight, None)
             self._shelve(lane, {})
-            self._versions[id(lane)] = lane.site.theta._version
+            self._versions[id(lane)] = lane.site.version
         self._handles = [
             optimizer.register_step_pre_hook(self._pre),
             optimizer.register_step_post_hook(self._post),
@@ -137,10 +146,10 @@ class Host:
             handle.remove()
         for lane in self.lanes:
             lane.close()
-            state = self.optimizer.state[lane.site.theta]
+            state = self.optimizer.state[lane.site.anchor]
             state.pop(KEY, None)
             if not state:
-                del self.optimizer.state[lane.site.theta]
+                del self.optimizer.state[lane.site.anchor]
         self.optimizer.param_groups[0].pop(KEY, None)
 
     # ---- one step ----------------------------------------------------------------------------------------------
@@ -172,6 +181,7 @@ class Host:
         scale = getattr(optimizer, "grad_scale", None)
         self._active, self._fused = [], []
         for lane in self.lanes:
+            lane.site.collect()
             grad = lane.site.theta.grad
             if grad is None:
                 for factor in lane.coordinates().values():
@@ -207,13 +217,17 @@ class Host:
                 lane.after(moment, self.state(lane))
             for lane in self.lanes:
                 self._hold_zeros(lane)
+                lane.site.scatter()
             self.advance(self)
             for lane, _ in (*self._active, *self._fused):  # the others' changes, if any, are still to be noticed
-                self._versions[id(lane)] = lane.site.theta._version
+                self._versions[id(lane)] = lane.site.version
 
     def _notice_change(self, lane: Lane) -> None:
         """Weights written by somebody else since the last push: start the factors again from what is there now."""
-        if not isinstance(lane, FactoredLane) or self._versions[id(lane)] == lane.site.theta._version:
+        if self._versions[id(lane)] == lane.site.version:
+            return
+        lane.site.gather()
+        if not isinstance(lane, FactoredLane):
             return
         if not lane.agrees():
             warnings.warn(
@@ -224,18 +238,18 @@ class Host:
 
     def _hold_zeros(self, lane: Lane) -> None:
         """Frozen zeros of a weight that steps itself (a product of zero factors holds by itself)."""
-        alive = self.optimizer.state.get(lane.site.theta, {}).get(KEY, {}).get("alive")
+        alive = self.optimizer.state.get(lane.site.anchor, {}).get(KEY, {}).get("alive")
         if alive is not None:
             lane.site.groups.split(lane.site.theta).mul_(alive)
 
     # ---- factors in the weights' places ------------------------------------------------------------------------
 
     def _swap_in(self) -> None:
-        optimizer, taken = self.optimizer, {id(lane.site.theta) for lane, _ in self._fused}
+        optimizer, taken = self.optimizer, {id(lane.site.anchor) for lane, _ in self._fused}
         self._own_groups = optimizer.param_groups
         for lane in self.lanes:
-            bag = self._bags[id(lane)] = optimizer.state[lane.site.theta].pop(KEY, {})
-            if id(lane.site.theta) not in taken:
+            bag = self._bags[id(lane)] = optimizer.state[lane.site.anchor].pop(KEY, {})
+            if id(lane.site.anchor) not in taken:
                 for name, factor in lane.coordinates().items():
                     optimizer.state[factor] = bag[name]["state"]
         self._parts = [
@@ -250,7 +264,8 @@ class Host:
             lane = self._lane_of.get(id(theta))
             if lane is not None and id(theta) not in taken:
                 ours += [*([theta] if lane.steps_weight else []), *lane.coordinates().values()]
-        rest = [theta for theta in group["params"] if id(theta) not in self._lane_of]
+        alone = self._lane_of.keys() - self._part | self._whole
+        rest = [theta for theta in group["params"] if id(theta) not in alone]
         bare: dict[str, Any] = {"weight_decay": group["weight_decay"] * 0} if "weight_decay" in group else {}
         if rest:  # a tensor that the optimizer counts in, in place, must count once
             bare |= {k: v.clone() for k, v in group.items() if isinstance(v, Tensor) and k not in ("lr", *bare)}
@@ -275,13 +290,15 @@ class Host:
         state = self.optimizer.state
         shelf: dict[str, Any] = {}
         for name, factor in lane.coordinates().items():
-            own, factor.grad = state.pop(factor, None), None
+            own = state.pop(factor, None)
+            if factor is not lane.site.theta:
+                factor.grad = None
             shelf[name] = {"value": factor.detach(), "state": bag.get(name, {}).get("state", {}) if own is None else own}
         shelf.update(lane.keeps())
         if "alive" in bag:
             shelf["alive"] = bag["alive"]
         if shelf:
-            state[lane.site.theta][KEY] = shelf
+            state[lane.site.anchor][KEY] = shelf
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
@@ -296,14 +313,14 @@ class Host:
         assert self._incoming is not None
         saved, self._incoming = self._incoming, None
         for lane, shelf in zip(self.lanes, checkpoint.shelves(saved, self.lanes, self.optimizer), strict=True):
-            theta = lane.site.theta
+            lane.site.gather()
             for name, factor in lane.coordinates().items():
                 factor.data.copy_(shelf[name]["value"])
             lane.restore({name: value for name, value in shelf.items() if isinstance(value, Tensor)})
             self._shelve(lane, shelf)
             if isinstance(lane, FactoredLane) and not lane.agrees():  # else to the last bit what was saved with it
                 lane.push()
-            self._versions[id(lane)] = theta._version
+            self._versions[id(lane)] = lane.site.version
             lane.open(self.moment(lane))
 
 

@@ -161,6 +161,8 @@ class Run:
 
     @torch.no_grad()
     def _dead(self, lane: Lane, threshold: float | None = None) -> Tensor:
+        if not self._open:
+            lane.site.gather()  # the weights belong to the user again
         norm = whole(lane.site.groups.norm(lane.site.theta.detach()))
         dead = norm <= (self.threshold if threshold is None else threshold)
         return dead | whole(lane.doomed(self.strength)) if self._open else dead

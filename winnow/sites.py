@@ -11,10 +11,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from winnow.errors import AttachError, GroupError
-from winnow.groups import Grouping, Groups
-from winnow.routes.base import Site
+from winnow.groups import Grouping, Groups, Rows
+from winnow.routes.base import Share, Site
+from winnow.units import Channels, UnitLayer, find_units
 
-Where = Grouping | Mapping[str, Grouping]
+Where = Grouping | Mapping[str, Grouping] | Channels
+Owners = Mapping[nn.Parameter, tuple[tuple[nn.Module, str], ...]]
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
@@ -27,6 +29,8 @@ def find_sites(model: nn.Module, optimizer: Optimizer, where: Where) -> list[Sit
     """
     names, owners = _names(model)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if isinstance(where, Channels):
+        return _unit_sites(model, optimizer, where, held, owners)
     if isinstance(where, Grouping):
         chosen = {
             theta: where for theta in names if theta.ndim >= 2 and theta.requires_grad and id(theta) in held
@@ -39,10 +43,56 @@ def find_sites(model: nn.Module, optimizer: Optimizer, where: Where) -> list[Sit
     elif isinstance(where, Mapping) and where:
         chosen = _match(names, where)
     else:
-        raise AttachError(f"where must be a grouping or a non-empty mapping from name pattern to grouping, got {where!r}")
+        raise AttachError(
+            f"where must be a grouping, Channels(example) or a non-empty mapping from name pattern to grouping, got {where!r}"
+        )
     for theta in chosen:
         _check(names[theta][0], theta, held, owners[theta])
     return [Site(names[theta][0], theta, _bind(names[theta][0], theta, rule), owners[theta]) for theta, rule in chosen.items()]
+
+
+def _unit_sites(
+    model: nn.Module, optimizer: Optimizer, where: Channels, held: set[int], owners: Owners
+) -> list[Site]:
+    """One site per layer of units, put together of its members' slices."""
+    bare = model
+    while inner := [child for name, child in bare.named_children() if name in _WRAPPERS]:
+        bare = inner[0]
+    layers = [layer for layer in find_units(bare, where.example) if layer.count > 1]
+    if not layers:
+        raise AttachError(f"{type(bare).__name__} has no layer with two units or more that could be removed")
+    params = dict(bare.named_parameters(remove_duplicate=False))
+    covered: dict[str, int] = {}
+    for member in (m for layer in layers for m in layer.members):
+        covered[member.name] = covered.get(member.name, 0) + member.indices.numel()
+    sites, anchors = [], set[int]()
+    for layer in layers:
+        shares = []
+        for member in layer.members:
+            theta = params[member.name]
+            _check(member.name, theta, held, ())
+            if hasattr(theta, "placements"):
+                raise AttachError(f"{member.name!r} is sharded, and Channels needs whole weights: use DDP instead")
+            width = member.indices.shape[1] * theta.numel() // theta.shape[member.axis]
+            whole = covered[member.name] == theta.shape[member.axis]
+            shares.append(Share(member, theta, width, whole, owners[theta]))
+        sites.append(_unit_site(layer, shares, anchors, optimizer, where.weighted))
+    return sites
+
+
+def _unit_site(layer: UnitLayer, shares: list[Share], anchors: set[int], optimizer: Optimizer, weighted: bool) -> Site:
+    rates = {float(g["lr"]) for s in shares for g in optimizer.param_groups if any(p is s.weight for p in g["params"])}
+    if len(rates) > 1:
+        raise AttachError(
+            f"{layer} are stepped as one group, but the optimizer has learning rates {sorted(rates)} for them; give these "
+            "weights one rate"
+        )
+    shares.sort(key=lambda s: id(s.weight) in anchors)  # the first keeps the state, so it must be nobody else's
+    if id(shares[0].weight) in anchors:
+        raise AttachError(f"{layer} share all their weights with other units; leave this layer out with a mapping")
+    anchors.add(id(shares[0].weight))
+    theta = nn.Parameter(torch.cat([s.member.take(s.weight.detach()) for s in shares], 1))
+    return Site(layer.name, theta, Rows(weighted=weighted).bind(theta.shape), (), tuple(shares))
 
 
 def _names(model: nn.Module) -> tuple[dict[nn.Parameter, list[str]], dict[nn.Parameter, tuple[tuple[nn.Module, str], ...]]]:

@@ -34,6 +34,12 @@ class Member:
         moved = theta.movedim(self.axis, 0)
         moved[self.indices.reshape(-1).to(theta.device)] = entries.reshape(-1, *moved.shape[1:]).to(theta.dtype)
 
+    def scale(self, theta: Tensor, factors: Tensor) -> Tensor:
+        """`theta` with each unit's entries times its factor, (units,); the rest as it is."""
+        along = torch.ones(theta.shape[self.axis], dtype=factors.dtype, device=theta.device)
+        along[self.indices.to(theta.device)] = factors[:, None]
+        return theta * along.view([-1 if a == self.axis else 1 for a in range(theta.ndim)])
+
     @torch.no_grad()
     def zero(self, theta: Tensor, dead: Tensor) -> None:
         """Zero the entries of the units marked in `dead`, (units,) bool."""
@@ -59,6 +65,19 @@ class UnitLayer:
 
     def __str__(self) -> str:
         return f"{self.count} units of {', '.join(m.name for m in self.members)}"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """WHERE, for zeros that can be taken out: one group per channel, neuron or head, with its slices of all weights.
+
+    `example` is what the model is called with, as in `winnow.compact`.  Groups are those of `find_units`; weights that
+    belong to no unit are not penalised.  `weighted=True` multiplies each group's penalty by √size.
+    """
+
+    example: Example
+    weighted: bool = False
 
 
 def find_units(model: nn.Module, example: Example) -> list[UnitLayer]:

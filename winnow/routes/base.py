@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from winnow.errors import AttachError
 from winnow.groups import Groups, Split
 from winnow.penalties import Penalty
+from winnow.units import Member
 
 UNDERFLOW = 1e-30
 """Group norms below this are set to exact zero, factors and optimizer state with them: they are far below every
@@ -30,6 +31,66 @@ class Site:
     groups: Groups
     owners: tuple[tuple[nn.Module, str], ...] = field(default=(), repr=False)
     """Every (module, attribute) that holds the tensor: more than one for tied weights."""
+    shares: tuple[Share, ...] = field(default=(), repr=False)
+    """Where `theta` is put together from slices of several weights, one row per unit: those slices."""
+
+    @property
+    def anchor(self) -> nn.Parameter:
+        """The weight that the optimizer holds, and under which what belongs to the site is kept."""
+        return self.shares[0].weight if self.shares else self.theta
+
+    @property
+    def version(self) -> int:
+        """Changes whenever somebody writes to the model's weights."""
+        return sum(share.weight._version for share in self.shares) if self.shares else self.theta._version
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Slices of the model's weights into `theta`."""
+        if self.shares:
+            self.theta.copy_(torch.cat([share.member.take(share.weight) for share in self.shares], 1))
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The model's weights behind `theta`, itself if there is nothing to put together."""
+        return [share.weight for share in self.shares] or [self.theta]
+
+    @torch.no_grad()
+    def assemble(self, grads: Sequence[Tensor | None]) -> Tensor | None:
+        """The gradient of `theta` from those of `weights`; None if none of them has one."""
+        if not self.shares:
+            return grads[0]
+        if all(g is None for g in grads):
+            return None
+        pairs = zip(self.shares, grads, strict=True)
+        return torch.cat([s.member.take(torch.zeros_like(s.weight) if g is None else g) for s, g in pairs], 1)
+
+    def collect(self) -> None:
+        """The gradient of `theta` from what backward has left."""
+        if self.shares:
+            self.theta.grad = self.assemble([weight.grad for weight in self.weights])
+
+    @torch.no_grad()
+    def scatter(self) -> None:
+        """`theta` back into the model's weights."""
+        if not self.shares:
+            return
+        for share, part in zip(self.shares, torch.split(self.theta, [s.width for s in self.shares], 1), strict=True):
+            share.member.put(share.weight, part)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Share:
+    """One weight's slices in a site that is put together of several."""
+
+    member: Member
+    weight: nn.Parameter
+    width: int
+    """Entries per unit."""
+    whole: bool
+    """Whether the units take all of the weight, so that nothing of it is left for the optimizer to step."""
+    owners: tuple[tuple[nn.Module, str], ...] = field(default=(), repr=False)
 
 
 @final
@@ -161,6 +222,10 @@ class WeightLane(Lane):
     def __str__(self) -> str:
         return f"{type(self).__name__.removesuffix('Lane')} of {self.penalty}; {self.site.groups}"
 
+    def coordinates(self) -> dict[str, nn.Parameter]:
+        """None, but that a weight put together from several is no weight the optimizer has."""
+        return {"w": self.site.theta} if self.site.shares else {}
+
     def norm(self) -> Tensor:
         """‖θ_g‖ now."""
         return self.site.groups.norm(self.site.theta.detach())
@@ -176,6 +241,7 @@ class WeightLane(Lane):
         groups = self.site.groups
         groups.split(self.site.theta.data).masked_fill_(dead, 0)
         erase(state, groups, dead, self.site.theta.shape)
+        self.site.scatter()
 
 
 class Route(ABC):

@@ -7,6 +7,7 @@ what the forward pass sees, as the method itself does.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -106,9 +107,15 @@ class DropoutLane(WeightLane):
         self.route = route
         self.penalty = route.penalty
         self.strength = 0.0
-        self.noise: ForwardNoise | None = None
-        if not isinstance(route.mask, Expected):
-            self.noise = ForwardNoise(site.owners, self.perturb)
+        self.noises: list[ForwardNoise] = []
+        self.mask, self.served = torch.empty(0), set[int]()
+        if isinstance(route.mask, Expected):
+            return
+        if site.shares:
+            pairs = enumerate(site.shares)
+            self.noises = [ForwardNoise(s.owners, functools.partial(self.perturb_slice, i)) for i, s in pairs]
+        else:
+            self.noises = [ForwardNoise(site.owners, self.perturb)]
 
     def keep(self) -> Tensor:
         """α per group."""
@@ -127,13 +134,24 @@ class DropoutLane(WeightLane):
         keep = self.route.keep(norm, self.strength)
         return self.site.groups.spread(self.route.mask.draw(keep.clamp_min(self.route.floor)), theta)
 
+    def perturb_slice(self, index: int, theta: Tensor) -> Tensor:
+        """One weight's slices of units that go through several weights: all of a forward pass see the same mask."""
+        if self.strength == 0:
+            return theta
+        if not self.served or index in self.served:
+            self.served.clear()
+            keep = self.route.keep(self.norm(), self.strength)
+            self.mask = self.route.mask.draw(keep.clamp_min(self.route.floor)).flatten()
+        self.served.add(index)
+        return self.site.shares[index].member.scale(theta, self.mask)
+
     def open(self, moment: Moment) -> None:
         self.strength = moment.strength * self.site.groups.scale
 
     @torch.no_grad()
     def before(self, moment: Moment) -> None:
         theta = self.site.theta
-        if self.noise is not None and not self.noise.fired and moment.step == 0:
+        if self.noises and not all(noise.fired for noise in self.noises) and moment.step == 0:
             warnings.warn(
                 f"{self.site.name!r} was not dropped in the forward pass: its module was not called in training mode "
                 "(call model.train(), or leave this weight out of where=)", WinnowWarning, stacklevel=2
@@ -153,5 +171,5 @@ class DropoutLane(WeightLane):
 
     def close(self) -> None:
         self.strength = 0.0  # a compiled model may not notice that hooks have gone
-        if self.noise is not None:
-            self.noise.remove()
+        for noise in self.noises:
+            noise.remove()

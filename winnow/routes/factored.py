@@ -65,6 +65,7 @@ class FactoredLane(Lane):
     def push(self) -> None:
         """θ ← product of the factors."""
         self.site.theta.copy_(self.factorisation.product(self.tensors(), self.site.groups))
+        self.site.scatter()
 
     @torch.no_grad()
     def before(self, moment: Moment) -> None:
@@ -102,6 +103,7 @@ class FactoredLane(Lane):
         for name, factor in self.factors.items():
             erase({"": factor.data, **state.get(name, {})}, groups, dead, factor.shape)
         groups.split(self.site.theta.data).masked_fill_(dead, 0)
+        self.site.scatter()
 
 
 @final

@@ -1,0 +1,226 @@
+"""Units gated as one group across weights: the same objective, on every route, and every zero can be taken out."""
+
+import copy
+import io
+
+import pytest
+import torch
+import zoo
+from torch import nn
+from torch.nn import functional as F
+
+import winnow
+from winnow import Channels, Decay, Dropout, Expected, Gating, LogSum, Lp, Masking, Rows, Toward
+from winnow.errors import AttachError, TraceError
+from winnow.trace import call, leaves
+from winnow.units import find_units
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+}
+ROUTES = {
+    "gating": Gating(depth=3),
+    "gating LogSum": Gating(LogSum(1.0)),
+    "decay": Decay(Lp(0.5)),
+    "dropout": Dropout(LogSum(2.0)),
+    "dropout expected": Dropout(Lp(1.0), Expected()),
+}
+every_route = pytest.mark.parametrize("route", ROUTES)
+every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+
+
+def train(model, example, optimizer, steps, target=0.5):
+    for step in range(steps):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        sum((out - target).square().mean() for out in leaves(call(model, example))).backward()
+        optimizer.step()
+
+
+@every_route
+@every_optimizer
+@pytest.mark.parametrize("name", ["ResNet-18", "MobileNetV2", "nanoGPT", "SwiGLU"])
+def test_to_a_target_and_every_zero_comes_out(name, route, optimizer):
+    model, example = zoo.build(name)
+    model.train()
+    opt = OPTIMIZERS[optimizer](model.parameters())
+    run = winnow.attach(model, opt, how=ROUTES[route], where=Channels(example), when=Toward(density=0.5, steps=30))
+    keys = list(model.state_dict())
+    train(model, example, opt, 30)
+    run.settle()
+    largest = max(layer.size / layer.groups for layer in run.layers()) / sum(layer.size for layer in run.layers())
+    assert abs(run.density() - 0.5) <= max(0.01, largest + 1e-9)
+    assert list(model.state_dict()) == keys
+    layers = find_units(model, example)
+    by_name = {layer.name: layer for layer in layers}
+    small, proof = winnow.compact(model, example)
+    for layer in run.layers():
+        member = by_name[layer.name].members[0]
+        kept = dict(small.named_parameters())[member.name].shape[member.axis]
+        assert kept == layer.alive * member.indices.shape[1], "every zero came out"
+    assert proof.proved
+
+
+def test_as_a_parametrisation_by_hand():
+    """D = 2 with one gate per neuron over weight and bias, against autograd through the product."""
+    torch.manual_seed(0)
+    x, y, lam, lr = torch.randn(16, 5).double(), torch.randn(16, 2).double(), 0.02, 0.05
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 2)).double()
+    twin = copy.deepcopy(model)
+    v = [nn.Parameter(twin[0].weight.detach().clone()), nn.Parameter(twin[0].bias.detach().clone())]
+    s = nn.Parameter(torch.ones(7).double())
+    rest = [twin[2].weight, twin[2].bias]
+    hand = torch.optim.SGD([*v, s, *rest], lr=lr, momentum=0.9)
+    opt = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    winnow.attach(model, opt, how=Gating(depth=2), where=Channels(x), when=lam)
+    for _ in range(200):
+        opt.zero_grad()
+        (model(x) - y).square().mean().backward()
+        opt.step()
+        hand.zero_grad()
+        hidden = torch.tanh(F.linear(x, v[0] * s[:, None], v[1] * s))
+        loss = (F.linear(hidden, *rest) - y).square().mean()
+        penalty = lam / 2 * (v[0].square().sum() + v[1].square().sum() + s.square().sum())
+        (loss + penalty).backward()
+        hand.step()
+    torch.testing.assert_close(model[0].weight, v[0] * s[:, None], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(model[0].bias, v[1] * s, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(model[2].weight, rest[0], rtol=1e-9, atol=1e-12)
+
+
+@every_optimizer
+def test_units_of_one_weight_are_its_rows(optimizer):
+    """Where a unit has slices of one weight only, Channels and Rows are the same run, bit for bit."""
+    x = torch.randn(8, 6)
+    outcomes = []
+    for where in (Channels(x), {"0.weight": Rows()}):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 9, bias=False), nn.ReLU(), nn.Linear(9, 3))
+        opt = OPTIMIZERS[optimizer](model.parameters())
+        run = winnow.attach(model, opt, how=Gating(depth=3), where=where, when=0.01)
+        train(model, x, opt, 25)
+        outcomes.append((copy.deepcopy(model.state_dict()), str(run.certificate())))
+    for a, b in zip(outcomes[0][0].values(), outcomes[1][0].values(), strict=True):
+        assert torch.equal(a, b)
+    assert outcomes[0][1] == outcomes[1][1]
+
+
+@every_route
+@every_optimizer
+def test_resuming_is_bit_exact(route, optimizer):
+    def start():
+        model, example = zoo.build("U-Net")
+        model.train()
+        opt = OPTIMIZERS[optimizer](model.parameters())
+        when = winnow.Ramp(0.02, 8)
+        return model, example, opt, when
+
+    model, example, opt, when = start()
+    winnow.attach(model, opt, how=ROUTES[route], where=Channels(example), when=when)
+    train(model, example, opt, 4)
+    file = io.BytesIO()
+    torch.save([model.state_dict(), opt.state_dict()], file)
+    train(model, example, opt, 4)
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    again, example, opt2, when = start()
+    again.load_state_dict(weights)
+    winnow.attach(again, opt2, how=ROUTES[route], where=Channels(example), when=when)
+    opt2.load_state_dict(state)
+    train(again, example, opt2, 4)
+    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_weights_that_belong_to_units_in_part_train_on():
+    """Half of a layer's rows are pinned (they are an output); those are stepped as without Winnow."""
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(4, 3)
+
+        def forward(self, x):
+            left, right = self.a(x).split(4, -1)
+            return self.b(torch.tanh(left)), right
+
+    torch.manual_seed(0)
+    model, x = Half(), torch.randn(6, 4)
+    twin = copy.deepcopy(model)
+    opts = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, twin)]
+    run = winnow.attach(model, opts[0], how=Gating(depth=2), where=Channels(x), when=0.05)
+    for m, opt in zip((model, twin), opts, strict=True):
+        train(m, x, opt, 10)
+    assert torch.equal(model.a.weight[4:], twin.a.weight[4:])
+    assert not torch.allclose(model.a.weight[:4], twin.a.weight[:4])
+    assert run.layers()[0].groups == 4
+    run.settle()
+    assert set(opts[0].state_dict()["state"]) <= {0, 1, 2, 3}
+
+
+def test_the_masks_of_a_unit_agree():
+    """One draw for weight and bias of a neuron, a fresh one in every forward pass."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 4)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Identity(), nn.Linear(6, 2))
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = []
+    winnow.attach(model, opt, how=Dropout(Lp(1.0)), where=Channels(x), when=2.0)
+    model[0].register_forward_hook(lambda m, _, out: seen.append(out.detach().clone()))
+    plain = F.linear(x, model[0].weight, model[0].bias).detach()
+    for _ in range(20):
+        model(x)
+    ratios = torch.stack(seen) / plain
+    spread = ratios.max(1).values - ratios.min(1).values
+    assert float(spread.abs().max()) < 1e-4, "all of a neuron's output is scaled by one number"
+    assert len({tuple(r[0].tolist()) for r in ratios}) > 5
+
+
+def test_masking_needs_single_weights():
+    model, example = zoo.build("MLP")
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(AttachError, match="single weights|Elements"):
+        winnow.attach(model, opt, how=Masking(), where=Channels(example), when=0.1)
+
+
+BAD = {
+    "frozen": (lambda m: m[0].bias.requires_grad_(False), None, r"'0\.bias' is frozen"),
+    "not held": (None, lambda m: torch.optim.SGD([m[0].weight, *m[3].parameters()], lr=0.1), r"'0\.bias' is not held"),
+    "two rates": (
+        None,
+        lambda m: torch.optim.SGD(
+            [{"params": [p for p in m.parameters() if p.ndim > 1]}, {"params": [p for p in m.parameters() if p.ndim == 1],
+                                                                     "lr": 0.01}], lr=0.1),
+        "learning rates",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    change, build, says = BAD[case]
+    model, example = zoo.build("MLP")
+    if change:
+        change(model)
+    opt = (build or (lambda m: torch.optim.SGD(m.parameters(), lr=0.1)))(model)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(AttachError, match=says):
+        winnow.attach(model, opt, how=Gating(depth=3), where=Channels(example), when=0.1)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert not opt.state
+
+
+def test_a_model_that_cannot_be_read():
+    class Deciding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.a(x) if float(x.sum()) > 0 else x
+
+    model = Deciding()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TraceError, match="torch.export cannot read Deciding"):
+        winnow.attach(model, opt, how=Gating(depth=3), where=Channels(torch.randn(2, 4)), when=0.1)
