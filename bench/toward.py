@@ -57,7 +57,7 @@ def one(asked: options.Options, data: Any, strength: float | None, heal: float) 
         side.run.release()
         model = side.model
         when = Cut(strength, asked.keep, round((1 - heal) * steps))
-        how, where = options.ROUTES[asked.how](asked), options.GROUPINGS[asked.where](model)
+        how, where = options.ROUTES[asked.how](asked), options.GROUPINGS[asked.where](model, None)
         side.optimizer = train.make_optimizer(model, asked)
         side.run = winnow.attach(model, side.optimizer, how=how, where=where, when=when)
     started = time.perf_counter()

@@ -180,7 +180,7 @@ def test_the_masks_of_a_unit_agree():
 def test_masking_needs_single_weights():
     model, example = zoo.build("MLP")
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(AttachError, match="single weights|Elements"):
+    with pytest.raises(AttachError, match=r"single weights|Elements"):
         winnow.attach(model, opt, how=Masking(), where=Channels(example), when=0.1)
 
 
@@ -222,5 +222,5 @@ def test_a_model_that_cannot_be_read():
 
     model = Deciding()
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(TraceError, match="torch.export cannot read Deciding"):
+    with pytest.raises(TraceError, match=r"torch\.export cannot read Deciding"):
         winnow.attach(model, opt, how=Gating(depth=3), where=Channels(torch.randn(2, 4)), when=0.1)

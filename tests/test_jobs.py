@@ -87,10 +87,10 @@ def test_resnet20() -> None:
 
 def test_groupings_leave_the_output_layer_whole() -> None:
     lenet, gpt = models.build("mnist"), models.build("shakespeare", 65, 128)
-    assert list(options.GROUPINGS["rows"](lenet)) == ["fc1.weight", "fc2.weight"]
-    assert list(options.GROUPINGS["columns"](lenet)) == ["fc1.weight", "fc2.weight", "fc3.weight"]
-    assert len(options.GROUPINGS["rows"](gpt)) == len(options.GROUPINGS["columns"](gpt)) == 16
-    assert list(options.GROUPINGS["heads"](gpt)) == [f"h.{n}.attn.c_attn.weight" for n in range(4)]
+    assert list(options.GROUPINGS["rows"](lenet, None)) == ["fc1.weight", "fc2.weight"]
+    assert list(options.GROUPINGS["columns"](lenet, None)) == ["fc1.weight", "fc2.weight", "fc3.weight"]
+    assert len(options.GROUPINGS["rows"](gpt, None)) == len(options.GROUPINGS["columns"](gpt, None)) == 16
+    assert list(options.GROUPINGS["heads"](gpt, None)) == [f"h.{n}.attn.c_attn.weight" for n in range(4)]
 
 
 BAD = {

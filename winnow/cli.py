@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +17,7 @@ import winnow
 from winnow.errors import WinnowError
 
 from .jobs import options as table
-from .jobs import report, train
+from .jobs import report, shrink, train
 from .jobs.screen import Screen
 
 app = typer.Typer(add_completion=False, help="Train any PyTorch model sparse.", pretty_exceptions_enable=False)
@@ -69,16 +71,59 @@ def train_command(
     words = {"data": data, "how": how, "where": where, "penalty": penalty, "optimizer": optimizer}
     numbers = {"keep": keep, "strength": strength, "p": p, "depth": depth, "lr": lr}
     counts = {"batch": batch, "seed": seed, "epochs": epochs, "threads": threads}
-    try:
+    with _said():
         outcome = train.job(table.Options(**words, **numbers, **counts, dense=dense), out, Screen(console))  # type: ignore[arg-type]
-    except WinnowError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(BAD_USAGE) from error
     console.print(report.table(outcome.record))
     if outcome.code == train.INTERRUPTED:
         console.print("interrupted: the weights are as the last whole step left them", style="yellow")
     console.print(f"run folder: {outcome.folder}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(outcome.code)
+
+
+Folder = Annotated[Path, typer.Argument(help="A run folder of `winnow train`.", show_default=False)]
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """Errors as one line and exit code 2."""
+    try:
+        yield
+    except WinnowError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(BAD_USAGE) from error
+
+
+@app.command("compact")
+def compact_command(folder: Folder) -> None:
+    """Make a run's model physically smaller, prove that its outputs are equal, save it in the run folder."""
+    with _said():
+        run = shrink.reopen(folder)
+        small, proof = winnow.compact(run.model, run.example)
+        winnow.save(small, folder / shrink.SMALL)
+    typer.echo(f"{proof}\nsmaller model: {folder / shrink.SMALL}")
+
+
+@app.command("measure")
+def measure_command(
+    folder: Folder, seconds: Annotated[float, typer.Option(help="Per model and batch size.")] = 2.0
+) -> None:
+    """Time a run's model and its smaller one, by turns."""
+    with _said():
+        run = shrink.reopen(folder)
+        timed = winnow.measure(run.model, shrink.reload(run), run.example, batches=shrink.BATCHES, seconds=seconds)
+    typer.echo(str(timed))
+
+
+@app.command("export")
+def export_command(
+    folder: Folder, out: Annotated[Path | None, typer.Option(help=".onnx or .pt2.", show_default="RUN/small.onnx")] = None
+) -> None:
+    """Write a run's smaller model as ONNX (checked in ONNX Runtime) or as torch.export's .pt2."""
+    path = folder / "small.onnx" if out is None else out
+    with _said():
+        run = shrink.reopen(folder)
+        error = winnow.export(shrink.reload(run), path, run.example)
+    typer.echo(f"{path}: read back, outputs equal to {error:.0e} of the largest")
 
 
 if __name__ == "__main__":

@@ -54,20 +54,22 @@ ROUTES: dict[str, Callable[[Any], Any]] = {
     "dropout": lambda o: winnow.Dropout(PENALTIES[o.penalty or "logsum"](o.p)),
 }
 
-# one line per grouping: model -> what attach takes as `where`
-GROUPINGS: dict[str, Callable[[nn.Module], Any]] = {
-    "elements": lambda _model: winnow.Elements(),
-    "rows": lambda model: dict.fromkeys(layer_weights(model, last=False), winnow.Rows()),
-    "columns": lambda model: dict.fromkeys(layer_weights(model, last=True), winnow.Columns()),
-    "blocks": lambda model: dict.fromkeys(layer_weights(model, last=False), winnow.Blocks((4, 4))),
-    "heads": lambda model: dict.fromkeys(attention_weights(model), winnow.Heads(heads_of(model), fused=3)),
+# one line per grouping: model, example -> what attach takes as `where`
+GROUPINGS: dict[str, Callable[[nn.Module, Any], Any]] = {
+    "elements": lambda _model, _example: winnow.Elements(),
+    "rows": lambda model, _example: dict.fromkeys(layer_weights(model, last=False), winnow.Rows()),
+    "columns": lambda model, _example: dict.fromkeys(layer_weights(model, last=True), winnow.Columns()),
+    "blocks": lambda model, _example: dict.fromkeys(layer_weights(model, last=False), winnow.Blocks((4, 4))),
+    "heads": lambda model, _example: dict.fromkeys(attention_weights(model), winnow.Heads(heads_of(model), fused=3)),
+    "channels": lambda _model, example: winnow.Channels(example),
 }
 
 WHERE_HELP = (
     "What vanishes together. elements: single weights of every tensor of two or more dims. "
     "rows: a unit with all it reads; the output layer and embeddings stay whole and uncounted. "
     "columns: an input of a layer, in every layer (an output layer tied to an embedding stays whole). "
-    "blocks: 4x4, where rows are. heads: a head's queries, keys and values (shakespeare only); nothing else."
+    "blocks: 4x4, where rows are. heads: a head's queries, keys and values (shakespeare only); nothing else. "
+    "channels: units with their slices of all weights; the job then ends with a smaller model, proved and timed."
 )
 
 

@@ -20,6 +20,8 @@ from torch import nn
 import winnow
 from winnow.errors import WinnowError
 
+from . import shrink
+
 MISS = 0.01  # how far, absolute, the density obtained may lie from the one asked for
 
 
@@ -138,7 +140,8 @@ def table(record: dict[str, Any]) -> Any:
     for label, cell in _quantities(record["data"]["name"] == "shakespeare"):
         shown.add_row(label, *(cell(side) for side in sides))
     if sparse:
-        for label, value in _sparse_rows(record):
+        smaller = record.get("smaller")
+        for label, value in [*_sparse_rows(record), *(shrink.rows(smaller) if smaller else [])]:
             shown.add_row(label, *([""] if dense else []), value)
         solved = sparse["certificate"]["words"] if sparse["certificate"] else "none, interrupted"
         shown.caption, shown.caption_justify = Text(f"certificate: {solved}", style="default"), "left"

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import winnow
 from winnow.errors import WinnowError
 
-from . import report
+from . import report, shrink
 from .data import Data
 from .models import build
 from .options import GROUPINGS, ROUTES, Options, load_data
@@ -83,6 +83,9 @@ def job(options: Options, out: Path | None = None, screen: Quiet | None = None) 
         folder = report.new_folder(out, f"{options.data}-{options.how}-{options.where}-seed{options.seed}")
         status, problem = _train(sides, data, options, screen)
         record = _record(options, data, sides, status) | {"warnings": said, "error": problem and str(problem)}
+    if status == "done" and options.where == "channels":
+        sparse = next(side for side in sides if side.name == "sparse")
+        record["smaller"] = shrink.shrink(sparse.model.eval(), shrink.example_of(data), folder)
     _write(folder, sides, record)
     if problem is not None:
         raise WinnowError(f"{problem} (what there is: {folder})") from problem
@@ -98,7 +101,7 @@ def prepare(options: Options, data: Data) -> list[Side]:
     dense = copy.deepcopy(model)
     sparse = Side("sparse", model, make_optimizer(model, options))
     when: Any = options.strength if options.keep is None else winnow.Toward(density=options.keep, steps=steps)
-    how, where = ROUTES[options.how](options), GROUPINGS[options.where](model)
+    how, where = ROUTES[options.how](options), GROUPINGS[options.where](model, shrink.example_of(data))
     sparse.run = winnow.attach(model, sparse.optimizer, how=how, where=where, when=when)
     return [Side("dense", dense, make_optimizer(dense, options)), sparse] if options.dense else [sparse]
 
