@@ -328,3 +328,54 @@ def test_plain_makes_anything_json() -> None:
         "b": True,
     }
     assert report.plain(value) == {"a": [1.5, None], "3": [2, None], "p": "x", "b": True}
+
+
+# ---- smaller models from the command line ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def channels_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    folder = tmp_path_factory.mktemp("channels") / "run"
+    done = winnow("train", "digits", "--where", "channels", "--keep", 0.5, "--epochs", 3, "--out", folder)
+    return done, folder
+
+
+def test_the_job_ends_with_a_smaller_model_and_its_proof(channels_run: tuple[Any, Path]) -> None:
+    done, folder = channels_run
+    assert done.exit_code == 0, done.stderr
+    for words in ("outputs of the smaller model", "equal, to", "parameters, smaller model", "faster, batch size"):
+        assert words in done.stdout
+    record = json.loads((folder / "run.json").read_text())
+    proof, measured = record["smaller"]["proof"], record["smaller"]["measured"]
+    assert proof["proved"]
+    assert proof["parameters"][1] < 0.7 * proof["parameters"][0]
+    alive = {layer["name"]: layer["alive"] for layer in record["sparse"]["layers"]}
+    assert {name: kept[1] for name, kept in proof["channels"].items() if name in alive} == alive
+    assert [t["batch"] for t in measured["before"]] == [1, 64]
+    assert (folder / "small" / "structure.json").exists()
+
+
+def test_compact_measure_and_export_a_run(channels_run: tuple[Any, Path], tmp_path: Path) -> None:
+    _, folder = channels_run
+    done = winnow("compact", folder)
+    assert done.exit_code == 0, done.stderr
+    assert "outputs equal" in done.stdout
+    done = winnow("measure", folder, "--seconds", 0.05)
+    assert done.exit_code == 0, done.stderr
+    assert "faster" in done.stdout
+    done = winnow("export", folder, "--out", tmp_path / "small.onnx")
+    assert done.exit_code == 0, done.stderr
+    assert "read back" in done.stdout
+    assert (tmp_path / "small.onnx").exists()
+
+
+def test_what_is_no_run(tmp_path: Path, digits_run: tuple[Any, Path]) -> None:
+    for verb in ("compact", "measure", "export"):
+        done = winnow(verb, tmp_path)
+        assert done.exit_code == 2
+        assert "is no run folder" in done.stderr.replace("\n", " ")
+    done = winnow("measure", digits_run[1])
+    assert done.exit_code == 2
+    assert "winnow compact" in done.stderr.replace("\n", " ")
+    (tmp_path / "run.json").write_text("{}")
+    assert winnow("compact", tmp_path).exit_code == 2

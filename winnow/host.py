@@ -108,7 +108,7 @@ class Host:
         if lane.coordinates():
             bag = self.bag(lane)
             own = {name: bag[name]["state"] for name in lane.coordinates()}
-            if isinstance(lane, WeightLane):
+            if lane.site.shares and isinstance(lane, WeightLane):
                 inner: dict[str, Any] = own["w"]
                 return inner
             return {**self.optimizer.state[lane.site.anchor], **own}
