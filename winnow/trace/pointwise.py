@@ -38,8 +38,8 @@ def unary(tracer: Tracer, node: fx.Node) -> Layouts:
             return value
         return combine(lambda v: node.target(v, *node.args[1:], **node.kwargs), value)  # type: ignore[operator]
 
-    simple = not any(isinstance(a, fx.Node) for a in node.args[1:])
-    blocks = tuple(Block(b.axes, b.ids, apply(b.value)) if simple or quiet else b.varying() for b in x.blocks)
+    simple = not any(isinstance(a, fx.Node) for a in node.args[1:]) and node.meta["val"].is_floating_point()
+    blocks = tuple(Block(b.axes, b.ids, apply(b.value)) if simple else b.varying() for b in x.blocks)
     return tracer.out(node, Layout(x.shape, blocks))
 
 
@@ -225,6 +225,7 @@ def pooling(tracer: Tracer, node: fx.Node) -> Layouts:
     x, shape = tracer.layout(node.args[0]), tuple(tracer.plain_of(_values(node)[0]).shape)
     padding = argument(node, 3, "padding", 0) if "aten.avg_pool" in operator(node) else 0
     exact = not (any(padding) if isinstance(padding, (list, tuple)) else padding)
+    exact &= "aten.avg_pool" not in operator(node) or argument(node, 6, "divisor_override") is None
     space = set(range(2, len(shape)))
     tracer.pin([b for b in x.blocks if set(b.axes) & space], "is an axis that is pooled")
     blocks = []

@@ -235,7 +235,7 @@ def attribute(module: Any, path: str) -> Tensor:
 def combine(fn: Callable[..., Any], *values: Tensor | float) -> Tensor:
     """`fn` of known values, NaN where one of them is not known."""
     made: Tensor = fn(*values).double()
-    lost = torch.zeros(made.shape, dtype=torch.bool)
+    lost = ~made.isfinite()
     for value in values:
         if isinstance(value, Tensor):
             lost = lost | value.isnan()
