@@ -75,7 +75,9 @@ def graph_of(model: nn.Module, example: Example, free: bool = False) -> fx.Graph
                 shapes = pytree.tree_map(_batch, (args, kwargs)) if open_ else None
                 dynamic = None if shapes is None else {**_positional(model, shapes[0]), **shapes[1]}
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
-                module = program.run_decompositions({}).module()
+                if any(_mutates(node) for node in program.graph.nodes):
+                    program = program.run_decompositions({})  # the same operators, without changes in place
+                module = program.module()
                 assert isinstance(module, fx.GraphModule)
                 return module
             except Exception as error:  # the second try's message is the simpler one
@@ -85,6 +87,11 @@ def graph_of(model: nn.Module, example: Example, free: bool = False) -> fx.Graph
         f"torch.export cannot read {type(model).__name__}: {text}. Control flow must not depend on the data, and custom "
         "autograd functions must be operators that torch.export knows; compact the part of the model that can be read"
     ) from problem
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def _positional(model: nn.Module, shapes: tuple[Any, ...]) -> dict[str, Any]:

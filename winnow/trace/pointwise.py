@@ -120,10 +120,12 @@ def batch_norm(tracer: Tracer, node: fx.Node) -> Layouts:
         return tuple(layouts) if len(layouts) > 1 else layouts[0]
     w, b, mean, var = (None if a is None else tracer.constants[a].double() for a in weights)  # type: ignore[index]
     _scaled(tracer, node, weights)
-    assert mean is not None and var is not None
-    slope = (var + eps).rsqrt() * (1.0 if w is None else w)
-    shift = torch.zeros_like(mean) if b is None else b
-    value = torch.where(slope == 0, shift, (block.value - mean) * slope + shift)
+    scale = torch.ones_like(block.value) if w is None else w
+    shift = torch.zeros_like(block.value) if b is None else b
+    if mean is None or var is None or (operator(node) == "aten.batch_norm" and node.args[5]):  # of each batch its own
+        value = torch.where(scale == 0, shift, math.nan)
+    else:
+        value = torch.where(scale == 0, shift, (block.value - mean) * (var + eps).rsqrt() * scale + shift)
     rest = tuple(o.varying() for o in x.blocks if o is not block)
     layouts[0] = Layout(x.shape, (*rest, Block((1,), block.ids, value)))
     return tuple(layouts) if len(layouts) > 1 else layouts[0]
