@@ -187,6 +187,22 @@ def test_a_layer_that_is_all_dead_keeps_one():
     assert proof.kept == {plan.LAST: 2}
 
 
+@pytest.mark.parametrize("name", ["VGG-16-BN", "ResNet-18", "nanoGPT", "fixed sizes"])
+def test_round_numbers(name):
+    """Widths are multiples of four, no wider than before, and outputs are still equal."""
+    model, example, layers, dead = thinned(name)
+    small, proof = compact(model, example, round_to=4)
+    assert proof.proved
+    shapes = {n: theta.shape for n, theta in small.named_parameters()}
+    for layer, marks in zip(layers, dead, strict=True):
+        member = layer.members[0]
+        width = shapes[member.name][member.axis] // member.indices.shape[1]
+        alive = int((~marks).sum())
+        assert width == min(-(-alive // 4) * 4, layer.count), layer
+    with pytest.raises(TraceError, match="round_to must be"):
+        compact(model, example, round_to=0)
+
+
 def test_a_neuron_that_never_fires_on_the_example_is_not_dead():
     """Structure decides, not samples: a ReLU far below zero may fire elsewhere."""
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()

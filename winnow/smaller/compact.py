@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from winnow.errors import ProofError
+from winnow.errors import ProofError, TraceError
 from winnow.smaller.plan import Plan, plan
 from winnow.smaller.proof import TOLERANCES, Proof, difference, macs, size, within
-from winnow.smaller.rewrite import as_graph, same_class
+from winnow.smaller.rewrite import Select, as_graph, same_class
 from winnow.trace import Example, Tracer, cast, clone, graph_of
 
 
-def compact(model: nn.Module, example: Example, *, check: bool = True) -> tuple[nn.Module, Proof]:
+def compact(model: nn.Module, example: Example, *, round_to: int = 1, check: bool = True) -> tuple[nn.Module, Proof]:
     """A physically smaller model with the same outputs, and the proof.
 
     Channels, neurons and heads whose removal no output notices are taken out of all tensors at once: weights, biases,
     normalisations, and the inputs of what follows; constants that they emit are folded into biases.  The result is of
     the model's own class where its `forward` allows, else its graph.  The model itself is not changed.
 
-    `example` is what the model is called with: a tensor, a tuple of arguments or a dict of keyword arguments.
+    `round_to=8` leaves a few dead channels in, so that widths are multiples of 8, which some kernels like better: `measure`
+    tells.  `example` is what the model is called with: a tensor, a tuple of arguments or a dict of keyword arguments.
 
     Raises `TraceError` if `torch.export` cannot read the model, and `ProofError` if the outputs differ by more than
     `TOLERANCES` (`check=False` returns the proof that says so instead).
     """
+    if round_to < 1:
+        raise TraceError(f"round_to must be an integer >= 1, got {round_to}; 8 suits many kernels")
     tracer = Tracer(graph_of(model, example)).run()
-    found = plan(tracer)
-    small, form, errors, worst = _rewrite(model, example, found)
+    select = functools.partial(plan, round_to=round_to)
+    found = select(tracer)
+    small, form, errors, worst = _rewrite(model, example, found, select)
     before, after = size(model), size(small)
     proof = Proof(
         errors, worst, (before[0], after[0]), (before[1], after[1]), (macs(model, example), macs(small, example)),
@@ -40,7 +45,7 @@ def compact(model: nn.Module, example: Example, *, check: bool = True) -> tuple[
 
 
 def _rewrite(
-    model: nn.Module, example: Example, found: Plan
+    model: nn.Module, example: Example, found: Plan, select: Select
 ) -> tuple[nn.Module, str, dict[str, float], float]:
     """The user's class if it runs and agrees, else the graph."""
     try:
@@ -52,8 +57,8 @@ def _rewrite(
     except Exception as error:  # whatever a foreign forward raises: its sizes are fixed somewhere
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     try:
-        graph = as_graph(model, example, plan)
-        errors, worst = _errors(model, example, lambda wide: as_graph(wide, cast(example, _dtype(wide)), plan))
+        graph = as_graph(model, example, select)
+        errors, worst = _errors(model, example, lambda wide: as_graph(wide, cast(example, _dtype(wide)), select))
     except Exception as error:
         raise ProofError(
             f"{type(model).__name__} cannot run with fewer channels ({reason}), nor can its graph ({error}); the model is "

@@ -16,10 +16,12 @@ from torch import Tensor, fx
 from winnow.errors import TraceError
 from winnow.trace.layout import Layout
 from winnow.trace.tracer import Read, Tracer
+from winnow.units import units_of
 
 CONSTANT = "emits a constant that nothing behind it can take up"
 BORDER = "emits a constant that zero padding makes uneven at the border"
 LAST = "is the last of its layer"
+ROUNDED = "makes a round number"
 
 
 @final
@@ -60,8 +62,11 @@ def _axis_of(gone: Tensor) -> int | None:
     return None
 
 
-def plan(tracer: Tracer) -> Plan:
-    """The largest set of channels that can go, found from the weights as they are."""
+def plan(tracer: Tracer, round_to: int = 1) -> Plan:
+    """The largest set of channels that can go, found from the weights as they are.
+
+    `round_to` leaves some of them in, so that layers have a multiple of that many channels where they had more.
+    """
     classes = tracer.resolved
     reasons = dict(tracer.ties.reasons(classes))
     made = _made(tracer, classes)
@@ -71,10 +76,11 @@ def plan(tracer: Tracer) -> Plan:
     while True:
         gone, why = _grow(tracer, classes, free)
         empty = _emptied(tracer, classes, gone)
-        if empty is None:
+        back = [empty] if empty is not None else _odd(tracer, classes, gone, round_to)
+        if not back:
             break
-        free[empty] = False  # of a layer that would vanish, one channel stays
-        held[empty] = LAST
+        free[back] = False  # of a layer that would vanish, one channel stays
+        held.update(dict.fromkeys(back, LAST if empty is not None else ROUNDED))
     dead = _dead(tracer, classes)
     atoms = gone[classes]
     return Plan(
@@ -157,6 +163,19 @@ def _emptied(tracer: Tracer, classes: Tensor, gone: Tensor) -> int | None:
             if bool(gone[numbers].all()):
                 return int(numbers[0])
     return None
+
+
+def _odd(tracer: Tracer, classes: Tensor, gone: Tensor, round_to: int) -> list[int]:
+    """Classes to give back so that every layer of units has a round number."""
+    back: list[int] = []
+    for layer in units_of(tracer) if round_to > 1 else []:
+        member = layer.members[0]
+        block = tracer.weights[member.name].alone(member.axis)
+        assert block is not None
+        numbers = classes[block.ids[member.indices[:, 0]]]
+        lost = numbers[gone[numbers]]
+        back += lost[: -(len(numbers) - len(lost)) % round_to].tolist()
+    return back
 
 
 def _dead(tracer: Tracer, classes: Tensor) -> set[int]:
