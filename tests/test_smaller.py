@@ -308,5 +308,39 @@ def test_classes_by_the_obvious_way():
     assert ties.classes().tolist() == label
 
 
+# ---- the baseline ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["VGG-16-BN", "ResNet-18", "nanoGPT", "Llama"])
+def test_removing_by_magnitude(name):
+    model, example = zoo.build(name)
+    before = copy.deepcopy(model.state_dict())
+    layers = find_units(model, example)
+    small, proof = winnow.remove(model, example, keep=0.5)
+    assert proof.proved
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    left = find_units(small, example)
+    total = sum(layer.count for layer in layers)
+    assert sum(layer.count for layer in left) <= max(round(0.5 * total), len(layers))
+
+
+def test_removing_takes_the_smallest():
+    model = zoo.build("MLP")[0]
+    model[0].weight.data[4:] *= 100
+    model[0].bias.data[4:] *= 100
+    small, _ = winnow.remove(model, torch.randn(3, 12), keep=0.8)
+    assert torch.equal(small[0].weight[-16:], model[0].weight[4:])
+
+
+def test_removing_by_a_score_of_ones_own():
+    model, example = zoo.build("MLP")
+    small, _ = winnow.remove(model, example, keep=0.5, score=lambda _, layer: torch.arange(layer.count).flip(0))
+    assert torch.equal(small[0].weight, model[0].weight[: small[0].out_features])
+    with pytest.raises(TraceError, match="one per unit"):
+        winnow.remove(model, example, keep=0.5, score=lambda *_: torch.ones(3))
+    with pytest.raises(TraceError, match="keep must lie"):
+        winnow.remove(model, example, keep=0.0)
+
+
 def test_the_public_names():
     assert winnow.compact is compact

@@ -42,7 +42,7 @@ from winnow.routes import (
 )
 from winnow.run import Layer, Run, attach
 from winnow.schedules import Constant, Feedback, Geometric, Harmonic, Off, Quadratic, Ramp, Schedule, Toward
-from winnow.smaller import Proof, compact
+from winnow.smaller import Proof, compact, magnitude, remove
 from winnow.starts import Balanced, Truncated
 from winnow.units import Channels, UnitLayer, find_units
 
@@ -107,7 +107,9 @@ __all__ = [
     "export",
     "find_units",
     "load",
+    "magnitude",
     "measure",
     "recipes",
+    "remove",
     "save",
 ]
