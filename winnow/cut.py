@@ -19,9 +19,15 @@ def whole(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def smallest(lanes: Sequence[Lane], density: float) -> list[Tensor]:
-    """Gate-shaped masks of the groups to go, so that at most `density` of all entries stay, but one group per weight."""
-    norms = [whole(lane.site.groups.norm(lane.site.theta.detach())) / lane.site.groups.scale for lane in lanes]
-    sizes = [lane.site.groups.size for lane in lanes]
+    """Gate-shaped masks of the groups to go, so that at most `density` of all entries stay, but one group per weight.
+
+    Single weights are ranked by magnitude, over all layers.  Larger groups are ranked relative to the mean of their
+    layer's living ones: a norm grows with the size of its group, and small groups are not less worth for being small.
+    """
+    norms = [whole(lane.site.groups.norm(lane.site.theta.detach())) for lane in lanes]
+    if any(lane.site.groups.size > 1 for lane in lanes):
+        norms = [norm / norm[norm > 0].mean() if bool((norm > 0).any()) else norm for norm in norms]
+    sizes = [lane.site.entries for lane in lanes]
     flat = torch.cat([norm.flatten().float() for norm in norms])
     starts = [0, *itertools.accumulate(norm.numel() for norm in norms)]
     for start, norm in zip(starts, norms, strict=False):  # no weight may vanish altogether

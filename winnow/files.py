@@ -62,6 +62,8 @@ def load(folder: str | os.PathLike[str], make_model: Callable[[], nn.Module]) ->
     Raises `FileError`, and returns nothing, if files are missing, damaged, from a newer Winnow, or do not fit the model.
     """
     folder = Path(folder)
+    if isinstance(make_model, nn.Module):
+        raise FileError(f"make_model must be a function that builds the model, got a {type(make_model).__name__} already built")
     structure = _structure(folder)
     tensors = _weights(folder, structure)
     model = make_model()

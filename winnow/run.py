@@ -89,7 +89,10 @@ def _check_optimizer(optimizer: Optimizer) -> None:
 @final
 @dataclass(frozen=True)
 class Layer:
-    """One penalised weight's share: groups alive of `groups`, entries nonzero of `size`."""
+    """One penalised weight's share: groups alive of `groups`, entries nonzero of `size`.
+
+    For `Channels`, a layer of units: entries are all that would go with a unit, what reads it included.
+    """
 
     name: str
     alive: int
@@ -157,7 +160,7 @@ class Run:
     def _layer(self, lane: Lane) -> Layer:
         site = lane.site
         alive = int((~self._dead(lane)).sum())
-        return Layer(site.name, alive, site.groups.count, alive * site.groups.size, site.theta.numel())
+        return Layer(site.name, alive, site.groups.count, alive * site.entries, site.groups.count * site.entries)
 
     @torch.no_grad()
     def _dead(self, lane: Lane, threshold: float | None = None) -> Tensor:

@@ -92,7 +92,7 @@ def _unit_site(layer: UnitLayer, shares: list[Share], anchors: set[int], optimiz
         raise AttachError(f"{layer} share all their weights with other units; leave this layer out with a mapping")
     anchors.add(id(shares[0].weight))
     theta = nn.Parameter(torch.cat([s.member.take(s.weight.detach()) for s in shares], 1))
-    return Site(layer.name, theta, Rows(weighted=weighted).bind(theta.shape), (), tuple(shares))
+    return Site(layer.name, theta, Rows(weighted=weighted).bind(theta.shape), (), tuple(shares), layer.cost)
 
 
 def _names(model: nn.Module) -> tuple[dict[nn.Parameter, list[str]], dict[nn.Parameter, tuple[tuple[nn.Module, str], ...]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -54,6 +55,8 @@ class UnitLayer:
     members: tuple[Member, ...]
     reads: tuple[Member, ...]
     """The weights that read the units' output, and so shrink with them; nothing there has to be zero."""
+    cost: int
+    """Entries of all weights that go with one unit."""
 
     @property
     def count(self) -> int:
@@ -115,8 +118,15 @@ def units_of(tracer: Tracer) -> list[UnitLayer]:
         makers = [m for m, key in every if key in tracer.makers]
         chosen = [m for m in makers if m.name not in tracer.normalised] or makers
         if chosen:
-            layers.append(UnitLayer(tuple(chosen), tuple(m for m, key in every if key not in tracer.makers)))
+            reads = tuple(m for m, key in every if key not in tracer.makers)
+            layers.append(UnitLayer(tuple(chosen), reads, sum(_width(tracer, m) for m, _ in every)))
     return layers
+
+
+def _width(tracer: Tracer, member: Member) -> int:
+    """Entries per unit in one weight (buffers, such as running means, count as well: they are few)."""
+    shape = tracer.weights[member.name].shape
+    return member.indices.shape[1] * math.prod(n for axis, n in enumerate(shape) if axis != member.axis)
 
 
 def _shares(tracer: Tracer, classes: Tensor, pinned: Tensor) -> dict[int, dict[tuple[str, int], Tensor]]:

@@ -33,6 +33,13 @@ class Site:
     """Every (module, attribute) that holds the tensor: more than one for tied weights."""
     shares: tuple[Share, ...] = field(default=(), repr=False)
     """Where `theta` is put together from slices of several weights, one row per unit: those slices."""
+    cost: int = 0
+    """Entries of the model that go with a group, where they are more than those that are penalised."""
+
+    @property
+    def entries(self) -> int:
+        """What a group counts for in a density."""
+        return self.cost or self.groups.size
 
     @property
     def anchor(self) -> nn.Parameter:

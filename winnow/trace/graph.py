@@ -82,7 +82,7 @@ def graph_of(model: nn.Module, example: Example, free: bool = False) -> fx.Graph
                 return module
             except Exception as error:  # the second try's message is the simpler one
                 problem = error
-    text = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+    text = _first_line(problem)
     raise TraceError(
         f"torch.export cannot read {type(model).__name__}: {text}. Control flow must not depend on the data, and custom "
         "autograd functions must be operators that torch.export knows; compact the part of the model that can be read"
@@ -122,6 +122,18 @@ def _check(model: nn.Module, example: Example) -> None:
             raise TraceError(f"the example is on {x.device} and the model on {weight.device}; move one to the other")
         if x.is_floating_point() and x.dtype != weight.dtype:
             raise TraceError(f"the example is {x.dtype} and the model {weight.dtype}; convert one: example.to(dtype)")
+    try:
+        with evaluating(model), torch.no_grad():
+            call(model, example)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} fails on the example: {_first_line(error)}. An example is a tensor, a tuple of "
+            "positional arguments, or a dict of keyword arguments, as the model is called with"
+        ) from error
+
+
+def _first_line(error: Exception | None) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def clone(model: nn.Module) -> nn.Module:
