@@ -212,15 +212,7 @@ def test_bad_input(case):
 
 
 def test_a_model_that_cannot_be_read():
-    class Deciding(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Linear(4, 4)
-
-        def forward(self, x):
-            return self.a(x) if float(x.sum()) > 0 else x
-
-    model = Deciding()
+    model = zoo.Deciding()
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(TraceError, match=r"torch\.export cannot read Deciding"):
         winnow.attach(model, opt, how=Gating(depth=3), where=Channels(torch.randn(2, 4)), when=0.1)

@@ -235,17 +235,8 @@ def test_ignorance_costs_compression_only():
     assert "no rule for aten.cumprod" in str(proof)
 
 
-class Deciding(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.a(x) if float(x.sum()) > 0 else x
-
-
 BAD = {
-    "data-dependent control flow": (Deciding(), torch.randn(2, 4), "control flow must not depend on the data"),
+    "data-dependent control flow": (zoo.Deciding(), torch.randn(2, 4), "control flow must not depend on the data"),
     "another dtype": (nn.Linear(3, 2), torch.randn(2, 3).double(), r"float64.*float32.*example\.to"),
     "another device": (nn.Linear(3, 2), torch.randn(2, 3, device="meta"), "is on meta and the model on cpu"),
     "no tensor": (nn.Linear(3, 2), (), "no tensor"),

@@ -322,6 +322,17 @@ class FixedSizes(nn.Module):
         return self.out(y.transpose(1, 2).reshape(batch, length, 12))
 
 
+class Deciding(nn.Module):
+    """Control flow that depends on the data: no graph can hold it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.a(x) if float(x.sum()) > 0 else x
+
+
 def tokens(top, batch=2, length=7):
     return torch.randint(0, top, (batch, length))
 
