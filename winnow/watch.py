@@ -81,7 +81,7 @@ class Watch:
             self.say(
                 "early",
                 f"{total - alive} of {total} groups are dead after only {step} steps, before they could learn. "
-                "Lower the strength or the learning rate, or ramp it up: when=Ramp(strength, steps)",
+                "Lower the strength or the learning rate, ramp it up (when=Ramp(strength, steps)), or give Toward more steps",
             )
 
     def end(self, dose: float, strength: float, alive: int, total: int, target: float | None) -> None:

@@ -61,6 +61,8 @@ class Ties:
     count: int = 0
     edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     pins: list[tuple[Tensor, str]] = field(default_factory=list)
+    place: str = ""
+    """The operator at which the walk is, for reasons that do not name it."""
 
     def fresh(self, size: int) -> Tensor:
         """`size` new atoms."""
@@ -74,6 +76,7 @@ class Ties:
 
     def pin(self, ids: Tensor, why: str) -> None:
         """These stay, because of `why`."""
+        why = f"{why} in {self.place}" if self.place and "aten." not in why else why
         self.pins.append((ids.reshape(-1), why))
 
     def classes(self) -> Tensor:

@@ -137,7 +137,9 @@ class Tracer:
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
+                self.ties.place = ""
                 self.refuse(node, "is an output of the model")
+        self.ties.place = ""
         self.resolved = self._resolve()
         return self
 
@@ -181,7 +183,7 @@ class Tracer:
         self.layouts[node] = self.weights[name]
 
     def _call(self, node: fx.Node) -> None:
-        name = operator(node)
+        name = self.ties.place = operator(node)
         tensors = [a for a in node.all_input_nodes if a in self.layouts]
         if name == "getitem":
             found = self.layouts.get(node.args[0])  # type: ignore[arg-type]
