@@ -44,7 +44,7 @@ def tasks() -> dict[str, tuple[Any, Any, tuple[int, ...]]]:
     }
 
 
-def one(name: str, seconds: float) -> dict[str, Any]:
+def one(name: str, seconds: float, round_to: int) -> dict[str, Any]:
     make, example, batches = tasks()[name]
     torch.manual_seed(0)
     model = make()
@@ -53,7 +53,7 @@ def one(name: str, seconds: float) -> dict[str, Any]:
     found = time.perf_counter() - start
     zero_units(model, layers, [torch.rand(layer.count) < 0.5 for layer in layers])
     start = time.perf_counter()
-    small, proof = winnow.compact(model, example)
+    small, proof = winnow.compact(model, example, round_to=round_to)
     compacted = time.perf_counter() - start
     timed = winnow.measure(model, small, example, batches=batches, seconds=seconds)
     ratio = proof.macs[0] / proof.macs[1]
@@ -62,6 +62,7 @@ def one(name: str, seconds: float) -> dict[str, Any]:
     print(timed)
     return {
         "model": name,
+        "round_to": round_to,
         "units": sum(layer.count for layer in layers),
         "find_seconds": found,
         "compact_seconds": compacted,
@@ -77,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(tasks()))
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--round-to", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
@@ -84,7 +86,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     record: dict[str, Any] = {"command": "python " + " ".join(sys.argv), "environment": environment(), "results": []}
     for name in args.only:
-        record["results"].append(one(name, args.seconds))
+        record["results"].append(one(name, args.seconds, args.round_to))
         if args.out is not None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
