@@ -13,6 +13,7 @@ LAYERS = [
     ["groups", "penalties", "schedules", "starts", "noise"],
     ["trace"],
     ["units"],
+    ["counts"],
     ["smaller"],
     ["files", "export", "measure"],
     ["factors"],

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from winnow import recipes
 from winnow.certificate import Certificate
+from winnow.counts import MACs, Parameters
 from winnow.errors import WinnowError, WinnowWarning
 from winnow.export import export
 from winnow.files import load, save
@@ -42,9 +43,10 @@ from winnow.routes import (
 )
 from winnow.run import Layer, Run, attach
 from winnow.schedules import Constant, Feedback, Geometric, Harmonic, Off, Quadratic, Ramp, Schedule, Toward
+from winnow.sites import Channels
 from winnow.smaller import Proof, compact, magnitude, remove
 from winnow.starts import Balanced, Truncated
-from winnow.units import Channels, UnitLayer, find_units
+from winnow.units import UnitLayer, find_units
 
 try:
     __version__ = version("torch-winnow")
@@ -80,9 +82,11 @@ __all__ = [
     "Log2Sum",
     "LogSum",
     "Lp",
+    "MACs",
     "Masking",
     "Measured",
     "Off",
+    "Parameters",
     "Penalty",
     "Proof",
     "Quadratic",

@@ -47,6 +47,8 @@ def train_command(
     keep: Annotated[
         float | None, typer.Option(help="Share of the penalised weights to keep.", show_default="0.1")
     ] = None,
+    keep_macs: Annotated[float | None, typer.Option(help="Share of the multiply-accumulates to keep.")] = None,
+    keep_params: Annotated[float | None, typer.Option(help="Share of the parameters to keep.")] = None,
     strength: Annotated[float | None, typer.Option(help="A constant strength λ instead of --keep.")] = None,
     how: Annotated[str, typer.Option(help=_one_of(table.ROUTES))] = "gating",
     where: Annotated[str, typer.Option(help=table.WHERE_HELP)] = "elements",
@@ -66,10 +68,11 @@ def train_command(
 
     Exit code: 0 done; 2 bad usage or broken training; 3 the density missed --keep by more than 0.01;
     130 interrupted.
+    --keep-macs and --keep-params are about the smaller model, so they need --where channels.
     """
     console = Console()
     words = {"data": data, "how": how, "where": where, "penalty": penalty, "optimizer": optimizer}
-    numbers = {"keep": keep, "strength": strength, "p": p, "depth": depth, "lr": lr}
+    numbers = {"keep": keep, "keep_macs": keep_macs, "keep_params": keep_params, "strength": strength, "p": p, "depth": depth, "lr": lr}
     counts = {"batch": batch, "seed": seed, "epochs": epochs, "threads": threads}
     with _said():
         outcome = train.job(table.Options(**words, **numbers, **counts, dense=dense), out, Screen(console))  # type: ignore[arg-type]

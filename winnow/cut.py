@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from winnow.counts import Spending
 from winnow.routes.base import Lane
 
 
@@ -18,8 +19,10 @@ def whole(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def smallest(lanes: Sequence[Lane], density: float) -> list[Tensor]:
-    """Gate-shaped masks of the groups to go, so that at most `density` of all entries stay, but one group per weight.
+def smallest(lanes: Sequence[Lane], density: float, spending: Spending | None = None) -> list[Tensor]:
+    """Gate-shaped masks of the groups to go, so that at most `density` of all entries (or of what is spent) stays.
+
+    One group per weight stays in any case.
 
     Single weights are ranked by magnitude, over all layers.  Larger groups are ranked relative to the mean of their
     layer's living ones: a norm grows with the size of its group, and small groups are not less worth for being small.
@@ -32,6 +35,8 @@ def smallest(lanes: Sequence[Lane], density: float) -> list[Tensor]:
     starts = [0, *itertools.accumulate(norm.numel() for norm in norms)]
     for start, norm in zip(starts, norms, strict=False):  # no weight may vanish altogether
         flat[start + int(norm.argmax())] = math.inf
+    if spending is not None:
+        return _masks(_affordable(flat, norms, density, spending), flat, norms)
     budget = round(density * sum(norm.numel() * size for norm, size in zip(norms, sizes, strict=True)))
     if len(set(sizes)) == 1:  # no need to sort
         kept = flat.topk(max(budget // sizes[0], len(lanes)), sorted=False).indices
@@ -39,6 +44,23 @@ def smallest(lanes: Sequence[Lane], density: float) -> list[Tensor]:
         order = flat.argsort(descending=True, stable=True)
         each = torch.cat([torch.full((n.numel(),), s, device=flat.device) for n, s in zip(norms, sizes, strict=True)])
         kept = order[(each[order].cumsum(0) <= budget) | flat[order].isinf()]
+    return _masks(kept, flat, norms)
+
+
+def _affordable(flat: Tensor, norms: Sequence[Tensor], density: float, spending: Spending) -> Tensor:
+    """The longest head of the ranking that costs no more than `density` of the whole."""
+    order = flat.argsort(descending=True, stable=True)
+    layer = torch.cat([torch.full((n.numel(),), i) for i, n in enumerate(norms)])[order.cpu()]
+    least, most = len(norms), len(order)  # one of each layer comes first, at any price
+    while least < most:
+        middle = (least + most + 1) // 2
+        alive = layer[:middle].bincount(minlength=len(norms)).tolist()
+        least, most = (middle, most) if spending.share(alive) <= density else (least, middle - 1)
+    return order[:least]
+
+
+def _masks(kept: Tensor, flat: Tensor, norms: Sequence[Tensor]) -> list[Tensor]:
+    """What is not kept, or zero already, in the shape of each weight's gates."""
     alive = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, kept, True)
-    spans = zip(starts, norms, strict=False)
-    return [~alive[start : start + norm.numel()].view(norm.shape) | (norm == 0) for start, norm in spans]
+    parts = torch.split(alive, [norm.numel() for norm in norms])
+    return [~part.view(norm.shape) | (norm == 0) for part, norm in zip(parts, norms, strict=True)]

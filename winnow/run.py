@@ -14,6 +14,7 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from winnow.certificate import Certificate, certify
 from winnow.checkpoint import KEY
+from winnow.counts import Spending
 from winnow.cut import smallest, whole
 from winnow.errors import AttachError, ScheduleError, WinnowWarning
 from winnow.fused import Fused
@@ -51,12 +52,12 @@ def attach(
     _check_optimizer(optimizer)
     if not isinstance(how, Route):
         raise AttachError(f"how must be a route such as Gating(depth=3), got {how!r}")
-    sites = find_sites(model, optimizer, where)
+    sites, spending = find_sites(model, optimizer, where)
     for site in sites:
         how.check(site, optimizer)
     chosen = Fused.choose(fused, optimizer, sum(site.theta.numel() for site in sites))
     lanes = [how.lane(site, optimizer) for site in sites]
-    run = Run(optimizer, how, schedule, lanes, chosen)
+    run = Run(optimizer, how, schedule, lanes, chosen, spending)
     run.watch.start(sites)
     return run
 
@@ -106,9 +107,16 @@ class Run:
     """A training under way. Everything that must survive a restart lies in the optimizer's `state_dict`."""
 
     def __init__(
-        self, optimizer: Optimizer, how: Route, schedule: Schedule, lanes: list[Lane], fused: Fused | None
+        self,
+        optimizer: Optimizer,
+        how: Route,
+        schedule: Schedule,
+        lanes: list[Lane],
+        fused: Fused | None,
+        spending: Spending | None,
     ) -> None:
         self.optimizer, self.how, self.schedule = optimizer, how, schedule
+        self._spending = spending
         self._lanes = lanes
         self._open = True
         self._last, self._last_pressed = (0.0, Clock()), 0.0
@@ -149,8 +157,10 @@ class Run:
         return max(torch.finfo(lane.site.theta.dtype).eps for lane in self._lanes)
 
     def density(self) -> float:
-        """Share of the penalised weights' entries that lie in nonzero groups."""
+        """Share of the penalised weights' entries that lie in nonzero groups; of what `Channels` counts, if that is said."""
         layers = self.layers()
+        if self._spending is not None:
+            return self._spending.share([layer.alive for layer in layers])
         return sum(layer.nonzero for layer in layers) / sum(layer.size for layer in layers)
 
     def layers(self) -> list[Layer]:
@@ -223,11 +233,11 @@ class Run:
         return certify(self._lanes, self.how, (self.strength, self._pressed), self.threshold, closure)
 
     def cut(self, density: float) -> None:
-        """Keep the largest groups by norm up to `density` of all entries, at least one per weight; zero the rest for good."""
+        """Keep the largest groups by norm up to `density`, at least one per weight; zero the rest for good."""
         self._must_be_open("cut")
         if not 0 < density <= 1:
             raise ScheduleError(f"density must lie in (0, 1], got {density}; 0.1 keeps a tenth of the weights")
-        for lane, dead in zip(self._lanes, smallest(self._lanes, density), strict=True):
+        for lane, dead in zip(self._lanes, smallest(self._lanes, density, self._spending), strict=True):
             local = self._as_local(lane, dead)
             lane.zero(local, self._host.state(lane))
             if isinstance(lane, WeightLane):

@@ -5,23 +5,45 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from winnow.counts import Count, Spending
 from winnow.errors import AttachError, GroupError
 from winnow.groups import Grouping, Groups, Rows
 from winnow.routes.base import Share, Site
-from winnow.units import Channels, UnitLayer, find_units
+from winnow.trace import Example
+from winnow.units import UnitLayer, read_units
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """WHERE, for zeros that can be taken out: one group per channel, neuron or head, with its slices of all weights.
+
+    `example` is what the model is called with, as in `winnow.compact`.  Groups are those of `find_units`; weights that
+    belong to no unit are not penalised.  `weighted=True` multiplies each group's penalty by √size.
+
+    `count` is what a density is a share of, in `Toward`, `run.density()` and `run.cut()`: `MACs()` or `Parameters()` of the
+    smaller model.  Without it, units count with the entries of all weights that go with them.
+    """
+
+    example: Example
+    weighted: bool = False
+    count: Count | None = None
+
 
 Where = Grouping | Mapping[str, Grouping] | Channels
 Owners = Mapping[nn.Parameter, tuple[tuple[nn.Module, str], ...]]
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
-def find_sites(model: nn.Module, optimizer: Optimizer, where: Where) -> list[Site]:
-    """The penalised weights.
+def find_sites(model: nn.Module, optimizer: Optimizer, where: Where) -> tuple[list[Site], Spending | None]:
+    """The penalised weights, and what a density of them is a share of, if that is not the sum of their entries.
 
     A `Grouping` takes every trainable weight of two or more dimensions that the optimizer holds; a mapping takes the
     weights whose names match its shell-style patterns ("fc*.weight"), each exactly once.  Tied weights count once and
@@ -48,17 +70,20 @@ def find_sites(model: nn.Module, optimizer: Optimizer, where: Where) -> list[Sit
         )
     for theta in chosen:
         _check(names[theta][0], theta, held, owners[theta])
-    return [Site(names[theta][0], theta, _bind(names[theta][0], theta, rule), owners[theta]) for theta, rule in chosen.items()]
+    return [
+        Site(names[theta][0], theta, _bind(names[theta][0], theta, rule), owners[theta]) for theta, rule in chosen.items()
+    ], None
 
 
 def _unit_sites(
     model: nn.Module, optimizer: Optimizer, where: Channels, held: set[int], owners: Owners
-) -> list[Site]:
+) -> tuple[list[Site], Spending | None]:
     """One site per layer of units, put together of its members' slices."""
     bare = model
     while inner := [child for name, child in bare.named_children() if name in _WRAPPERS]:
         bare = inner[0]
-    layers = [layer for layer in find_units(bare, where.example) if layer.count > 1]
+    tracer, every = read_units(bare, where.example)
+    layers = [layer for layer in every if layer.count > 1]
     if not layers:
         raise AttachError(f"{type(bare).__name__} has no layer with two units or more that could be removed")
     params = dict(bare.named_parameters(remove_duplicate=False))
@@ -77,7 +102,7 @@ def _unit_sites(
             whole = covered[member.name] == theta.shape[member.axis]
             shares.append(Share(member, theta, width, whole, owners[theta]))
         sites.append(_unit_site(layer, shares, anchors, optimizer, where.weighted))
-    return sites
+    return sites, None if where.count is None else where.count.spending(tracer, layers)
 
 
 def _unit_site(layer: UnitLayer, shares: list[Share], anchors: set[int], optimizer: Optimizer, weighted: bool) -> Site:

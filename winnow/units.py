@@ -70,19 +70,6 @@ class UnitLayer:
         return f"{self.count} units of {', '.join(m.name for m in self.members)}"
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Channels:
-    """WHERE, for zeros that can be taken out: one group per channel, neuron or head, with its slices of all weights.
-
-    `example` is what the model is called with, as in `winnow.compact`.  Groups are those of `find_units`; weights that
-    belong to no unit are not penalised.  `weighted=True` multiplies each group's penalty by √size.
-    """
-
-    example: Example
-    weighted: bool = False
-
-
 def find_units(model: nn.Module, example: Example) -> list[UnitLayer]:
     """All units of a model that could be removed, layer by layer, in the order of the graph.
 
@@ -90,13 +77,19 @@ def find_units(model: nn.Module, example: Example) -> list[UnitLayer]:
     weight and bias of that (the filter in front has no scale of its own); for a residual channel those of every branch;
     for a head its slices of Q, K and V.  Raises `TraceError` if the model cannot be read or has none.
     """
-    units = units_of(Tracer(graph_of(model, example)).run())
+    return read_units(model, example)[1]
+
+
+def read_units(model: nn.Module, example: Example) -> tuple[Tracer, list[UnitLayer]]:
+    """The traced model with its units; raises as `find_units` does."""
+    tracer = Tracer(graph_of(model, example)).run()
+    units = units_of(tracer)
     if not units:
         raise TraceError(
             f"{type(model).__name__} has no channel that could be removed; every one is pinned (an output, an input, a "
             "normalisation over channels, or an operator without a rule): see winnow.compact's proof"
         )
-    return units
+    return tracer, units
 
 
 def units_of(tracer: Tracer) -> list[UnitLayer]:

@@ -1,9 +1,10 @@
-"""DATA: the four sets of the main job, whole in memory, cut into the same minibatches on every machine.
+"""DATA: the five sets of the main job, whole in memory, cut into the same minibatches on every machine.
 
 | name | set | found in |
 |---|---|---|
 | digits | 1,797 images of 8x8 | scikit-learn carries it |
 | mnist, fashion | 70,000 images of 28x28 | $WINNOW_DATA, the cache, or OpenML once |
+| cifar10 | 60,000 colour images of 32x32 | $WINNOW_DATA or the cache (`cifar.py`) |
 | shakespeare | 1.1 MB of text | $WINNOW_DATA or the cache |
 """
 
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from winnow.errors import WinnowError
 
+from .cifar import Images, load_cifar10
 from .files import EXTRA, FOLDERS, Say, cache_folder, cached, given_folder, read_idx
 
-NAMES = ("digits", "mnist", "fashion", "shakespeare")
+NAMES = ("digits", "mnist", "fashion", "cifar10", "shakespeare")
 TRAIN = 60_000  # OpenML holds the train part of both image sets first, then the test part
 EVALUATE = 2048  # examples (or tokens times 8) in one forward pass without gradients
 
@@ -118,7 +120,7 @@ class Text:
         return codes[:size].view(count, -1), codes[1 : size + 1].view(count, -1)
 
 
-Data = Examples | Text
+Data = Examples | Images | Text
 
 
 def load(name: str, *, block: int = 128, say: Say = lambda _line: None) -> Data:
@@ -136,6 +138,8 @@ def load(name: str, *, block: int = 128, say: Say = lambda _line: None) -> Data:
         raise WinnowError(f"no data set {name!r}: choose from {', '.join(NAMES)}")
     if name == "digits":
         return _digits()
+    if name == "cifar10":
+        return load_cifar10()
     if name == "shakespeare":
         return _shakespeare(block)
     return _images(name, say)

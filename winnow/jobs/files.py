@@ -15,7 +15,7 @@ import numpy as np
 
 from winnow.errors import WinnowError
 
-FOLDERS = {"mnist": "mnist", "fashion": "fashion-mnist", "shakespeare": "tinyshakespeare"}
+FOLDERS = {"mnist": "mnist", "fashion": "fashion-mnist", "shakespeare": "tinyshakespeare", "cifar10": "cifar10"}
 OPENML = {"mnist": "mnist_784", "fashion": "Fashion-MNIST"}
 EXTRA = 'pip install "torch-winnow[cli]"'
 Say = Callable[[str], None]

@@ -189,8 +189,46 @@ def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
+class ResNet9(nn.Module):
+    """ResNet-9 for CIFAR (Page 2018, "How to train your ResNet"): (n, 3, 32, 32) -> (n, classes).
+
+    `width` is 64 in the original; 24 trains on two cores, with 0.93 M parameters.
+    """
+
+    def __init__(self, classes: int = 10, width: int = 24) -> None:
+        super().__init__()
+        self.prep = _convolution(3, width)
+        self.layer1 = nn.Sequential(_convolution(width, 2 * width), nn.MaxPool2d(2), Residual(2 * width))
+        self.layer2 = nn.Sequential(_convolution(2 * width, 4 * width), nn.MaxPool2d(2))
+        self.layer3 = nn.Sequential(_convolution(4 * width, 8 * width), nn.MaxPool2d(2), Residual(8 * width))
+        self.fc = nn.Linear(8 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.prep(x))))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+class Residual(nn.Module):
+    """The input and two convolutions of it, added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = _convolution(channels, channels), _convolution(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.conv2(self.conv1(x))
+        return out
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
 def build(data: str, classes: int = 10, block: int = 128) -> nn.Module:
     """The main job's model for the data set `data`, initialised from torch's global seed."""
     if data == "shakespeare":
         return NanoGPT(GPTConfig(vocab=classes, block_size=block))
+    if data == "cifar10":
+        return ResNet9(classes)
     return LeNet300100(64, classes, hidden=(64, 32)) if data == "digits" else LeNet300100(784, classes)

@@ -33,6 +33,7 @@ PRESETS = {
     "digits": Preset(epochs=60, batch=32, optimizer="sgd", lr={"sgd": 0.1, "adamw": 3e-3}),
     "mnist": Preset(epochs=20, batch=128, optimizer="sgd", lr={"sgd": 0.1, "adamw": 1e-3}),
     "fashion": Preset(epochs=20, batch=128, optimizer="sgd", lr={"sgd": 0.1, "adamw": 1e-3}),
+    "cifar10": Preset(epochs=12, batch=128, optimizer="sgd", lr={"sgd": 0.1, "adamw": 3e-3}),
     "shakespeare": Preset(epochs=4, batch=16, optimizer="adamw", lr={"sgd": 0.1, "adamw": 1e-3}, block=128),
 }
 
@@ -54,14 +55,21 @@ ROUTES: dict[str, Callable[[Any], Any]] = {
     "dropout": lambda o: winnow.Dropout(PENALTIES[o.penalty or "logsum"](o.p)),
 }
 
-# one line per grouping: model, example -> what attach takes as `where`
-GROUPINGS: dict[str, Callable[[nn.Module, Any], Any]] = {
-    "elements": lambda _model, _example: winnow.Elements(),
-    "rows": lambda model, _example: dict.fromkeys(layer_weights(model, last=False), winnow.Rows()),
-    "columns": lambda model, _example: dict.fromkeys(layer_weights(model, last=True), winnow.Columns()),
-    "blocks": lambda model, _example: dict.fromkeys(layer_weights(model, last=False), winnow.Blocks((4, 4))),
-    "heads": lambda model, _example: dict.fromkeys(attention_weights(model), winnow.Heads(heads_of(model), fused=3)),
-    "channels": lambda _model, example: winnow.Channels(example),
+# one line per grouping: model, example, what counts -> what attach takes as `where`
+GROUPINGS: dict[str, Callable[[nn.Module, Any, Any], Any]] = {
+    "elements": lambda _model, _example, _count: winnow.Elements(),
+    "rows": lambda model, _example, _count: dict.fromkeys(layer_weights(model, last=False), winnow.Rows()),
+    "columns": lambda model, _example, _count: dict.fromkeys(layer_weights(model, last=True), winnow.Columns()),
+    "blocks": lambda model, _example, _count: dict.fromkeys(layer_weights(model, last=False), winnow.Blocks((4, 4))),
+    "heads": lambda model, _example, _count: dict.fromkeys(attention_weights(model), winnow.Heads(heads_of(model), fused=3)),
+    "channels": lambda _model, example, count: winnow.Channels(example, count=count),
+}
+
+# one line per measure of size: the option that asks for a share of it -> its words and the core's object
+COUNTS: dict[str, tuple[str, Any]] = {
+    "keep": ("density", None),
+    "keep_macs": ("MACs kept", winnow.MACs()),
+    "keep_params": ("parameters kept", winnow.Parameters()),
 }
 
 WHERE_HELP = (
@@ -79,6 +87,8 @@ class Options:
 
     data: str
     keep: float | None = None
+    keep_macs: float | None = None
+    keep_params: float | None = None
     strength: float | None = None
     how: str = "gating"
     where: str = "elements"
@@ -101,13 +111,13 @@ class Options:
         """
         for word, table in (("data", PRESETS), ("how", ROUTES), ("where", GROUPINGS)):
             _choose(word, getattr(self, word), table)
-        preset = PRESETS[self.data]
+        preset, given = PRESETS[self.data], any(getattr(self, word) is not None for word in (*COUNTS, "strength"))
         optimizer = self.optimizer or preset.optimizer
         _choose("optimizer", optimizer, preset.lr)
         self._check_pairs()
         filled = dataclasses.replace(
             self,
-            keep=0.1 if self.keep is None and self.strength is None else self.keep,
+            keep=self.keep if given else 0.1,
             optimizer=optimizer,
             lr=preset.lr[optimizer] if self.lr is None else self.lr,
             batch=preset.batch if self.batch is None else self.batch,
@@ -124,8 +134,18 @@ class Options:
             if field.name == "dense":
                 words += [] if value else ["--no-dense"]
             elif field.name != "data" and value is not None:
-                words += [f"--{field.name}", f"{value:g}" if isinstance(value, float) else str(value)]
+                words += [f"--{field.name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
         return shlex.join(words)
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """Which share was asked for, one of `COUNTS`, and how much; None for a fixed strength."""
+        return next(((word, getattr(self, word)) for word in COUNTS if getattr(self, word) is not None), None)
+
+    @property
+    def asked(self) -> float | None:
+        """The share asked for."""
+        return self.target and self.target[1]
 
     @property
     def text(self) -> bool:
@@ -133,8 +153,14 @@ class Options:
         return self.data == "shakespeare"
 
     def _check_pairs(self) -> None:
-        if self.keep is not None and self.strength is not None:
-            raise WinnowError("--keep asks for a density and --strength for a fixed penalty: give one of the two")
+        given = [word.replace("_", "-") for word in (*COUNTS, "strength") if getattr(self, word) is not None]
+        if len(given) > 1:
+            raise WinnowError(
+                f"--{' and --'.join(given)}: --keep asks for a share of the weights, --keep-macs and --keep-params of the "
+                "smaller model's, and --strength for a fixed penalty: give one of them"
+            )
+        if self.target and self.target[0] != "keep" and self.where != "channels":
+            raise WinnowError(f"--{given[0]} is about the smaller model, which needs zeros that come out: add --where channels")
         if self.where == "heads" and not self.text:
             raise WinnowError(f"--where heads needs a model with attention, {self.data}'s has none: train shakespeare")
         if self.how == "masking" and self.where != "elements":
@@ -156,8 +182,9 @@ class Options:
             low_ok = word == "strength" and value == 0
             if value is not None and not (low_ok or (value > 0 and math.isfinite(value))):
                 raise WinnowError(f"--{word} must be a positive number, got {value:g}")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise WinnowError(f"--keep is the share of weights to keep, in (0, 1], got {self.keep:g}")
+        if self.target and not 0 < self.target[1] <= 1:
+            word, value = self.target
+            raise WinnowError(f"--{word.replace('_', '-')} is the share to keep, in (0, 1], got {value:g}")
         if not 0 <= self.seed < 2**32:
             raise WinnowError(f"--seed must be in [0, 2^32), got {self.seed}")
 

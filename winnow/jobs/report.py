@@ -21,6 +21,7 @@ import winnow
 from winnow.errors import WinnowError
 
 from . import shrink
+from .options import COUNTS
 
 MISS = 0.01  # how far, absolute, the density obtained may lie from the one asked for
 
@@ -165,10 +166,13 @@ def _quantities(text: bool) -> list[tuple[str, Any]]:
 
 
 def _sparse_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    sparse, asked = record["sparse"], record["options"]["keep"]
+    sparse, options = record["sparse"], record["options"]
+    word = next((word for word in COUNTS if options.get(word) is not None), "keep")
+    asked, what = options.get(word), COUNTS[word][0]
+    of = f", of {sparse['penalised']:,}" if word == "keep" else ""
     rows = [
-        ("density asked", f"strength {record['options']['strength']:g}" if asked is None else f"{asked:.4f}"),
-        (f"density obtained, of {sparse['penalised']:,}", f"{sparse['density']:.4f}"),
+        (f"{what} asked", f"strength {options['strength']:g}" if asked is None else f"{asked:.4f}"),
+        (f"{what} obtained{of}", f"{sparse['density']:.4f}"),
     ]
     if sparse["missed"]:
         group = max(layer["size"] / layer["groups"] for layer in sparse["layers"]) / sparse["penalised"]

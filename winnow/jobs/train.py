@@ -19,7 +19,7 @@ from winnow.errors import WinnowError
 from . import report, shrink
 from .data import Data
 from .models import build
-from .options import GROUPINGS, ROUTES, Options, load_data
+from .options import COUNTS, GROUPINGS, ROUTES, Options, load_data
 from .screen import Interrupt, Quiet, heard
 
 DONE, MISSED, INTERRUPTED = 0, 3, 130  # exit codes; 2 is bad usage
@@ -100,8 +100,9 @@ def prepare(options: Options, data: Data) -> list[Side]:
     model = build(options.data, data.classes, getattr(data, "block", 0))
     dense = copy.deepcopy(model)
     sparse = Side("sparse", model, make_optimizer(model, options))
-    when: Any = options.strength if options.keep is None else winnow.Toward(density=options.keep, steps=steps)
-    how, where = ROUTES[options.how](options), GROUPINGS[options.where](model, shrink.example_of(data))
+    when: Any = options.strength if options.target is None else winnow.Toward(density=options.target[1], steps=steps)
+    count = options.target and COUNTS[options.target[0]][1]
+    how, where = ROUTES[options.how](options), GROUPINGS[options.where](model, shrink.example_of(data), count)
     sparse.run = winnow.attach(model, sparse.optimizer, how=how, where=where, when=when)
     return [Side("dense", dense, make_optimizer(dense, options)), sparse] if options.dense else [sparse]
 
@@ -140,7 +141,7 @@ def fit(side: Side, data: Data, options: Options, stop: Interrupt, screen: Quiet
                 break
             losses.append(one_step(side, x, y))
             rates.step()
-            screen.step(losses[-1], side.run, options.keep)
+            screen.step(losses[-1], side.run, options.asked)
             if side.step % every == 0 or side.step == total:
                 _note(side, data, epoch + 1, sum(losses) / len(losses))
                 losses.clear()
@@ -200,7 +201,7 @@ def judge(side: Side, data: Data, options: Options, finished: bool) -> dict[str,
         density, certificate = side.run.density(), certify(side, data) if finished else None
         layers = [report.plain(layer) for layer in side.run.layers()]
         result |= {"density": density, "penalised": sum(layer["size"] for layer in layers), "layers": layers}
-        asked = options.keep if finished else None
+        asked = options.asked if finished else None
         result["missed"] = asked is not None and abs(density - asked) > report.MISS + 1e-9
         words = certificate and {"words": str(certificate)} | certificate.as_dict()
         result["certificate"] = report.plain(words)
