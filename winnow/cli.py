@@ -72,7 +72,8 @@ def train_command(
     """
     console = Console()
     words = {"data": data, "how": how, "where": where, "penalty": penalty, "optimizer": optimizer}
-    numbers = {"keep": keep, "keep_macs": keep_macs, "keep_params": keep_params, "strength": strength, "p": p, "depth": depth, "lr": lr}
+    shares = {"keep": keep, "keep_macs": keep_macs, "keep_params": keep_params}
+    numbers = shares | {"strength": strength, "p": p, "depth": depth, "lr": lr}
     counts = {"batch": batch, "seed": seed, "epochs": epochs, "threads": threads}
     with _said():
         outcome = train.job(table.Options(**words, **numbers, **counts, dense=dense), out, Screen(console))  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ PRESETS = {
     "digits": Preset(epochs=60, batch=32, optimizer="sgd", lr={"sgd": 0.1, "adamw": 3e-3}),
     "mnist": Preset(epochs=20, batch=128, optimizer="sgd", lr={"sgd": 0.1, "adamw": 1e-3}),
     "fashion": Preset(epochs=20, batch=128, optimizer="sgd", lr={"sgd": 0.1, "adamw": 1e-3}),
-    "cifar10": Preset(epochs=12, batch=128, optimizer="sgd", lr={"sgd": 0.1, "adamw": 3e-3}),
+    "cifar10": Preset(epochs=10, batch=128, optimizer="sgd", lr={"sgd": 0.05, "adamw": 1e-3}),
     "shakespeare": Preset(epochs=4, batch=16, optimizer="adamw", lr={"sgd": 0.1, "adamw": 1e-3}, block=128),
 }
 
