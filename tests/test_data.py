@@ -1,4 +1,4 @@
-"""The four data sets: right where they are at hand, and a clear way out where they are not."""
+"""The five data sets: right where they are at hand, and a clear way out where they are not."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_batches_hang_on_seed_and_epoch_alone() -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(WinnowError, match="digits, mnist, fashion, shakespeare"):
+    with pytest.raises(WinnowError, match="digits, mnist, fashion, cifar10, shakespeare"):
         data.load("cifar")
 
 

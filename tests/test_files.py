@@ -134,3 +134,108 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
     with pytest.raises(FileError, match="holds other things"):
         winnow.save(zoo.mlp(), tmp_path)
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+# ---- without the zeros -------------------------------------------------------------------------------------------
+
+
+def scattered(density, dtype=torch.float32, shape=(300, 400)):
+    torch.manual_seed(0)
+    model = nn.Linear(shape[1], shape[0], dtype=dtype)
+    with torch.no_grad():
+        model.weight.mul_(torch.rand(shape) < density)
+    return model
+
+
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_compressed_files_hold_the_same_bits(density, dtype, tmp_path):
+    model = scattered(density, dtype)
+    with torch.no_grad():
+        model.weight += 0.0  # −0 becomes 0, here and in the file
+        model.weight[1, 1], model.bias[0] = float("nan"), 0.0
+    winnow.save(model, tmp_path / "s", compress=True)
+    again = winnow.load(tmp_path / "s", lambda: nn.Linear(400, 300, dtype=dtype))
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    assert int((scattered(0.5).weight.view(torch.int32) == -(2**31)).sum()) > 0  # the negative zeros of a mask
+    for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a.view(whole), b.view(whole))
+
+
+def test_the_file_shrinks_with_the_density(tmp_path):
+    sizes = {}
+    for density in (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01):
+        winnow.save(scattered(density), tmp_path / str(density), compress=True)
+        sizes[density] = (tmp_path / str(density) / "model.safetensors").stat().st_size
+    n, rest = 300 * 400, 301 * 4 + 2000  # row starts, bias and header
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+    assert sizes[1.0] <= 4 * n + rest  # never larger than dense
+    for density, size in sizes.items():
+        if density < 1:
+            nonzero = int((scattered(density).weight != 0).sum())
+            assert size <= min(n / 8 + 4 * nonzero, 6 * nonzero) + rest
+
+
+def test_plain_files_are_still_format_1(tmp_path):
+    winnow.save(scattered(0.1), tmp_path / "plain")
+    assert json.loads((tmp_path / "plain/structure.json").read_text())["format"] == 1
+    assert set(load_file(tmp_path / "plain/model.safetensors")) == {"weight", "bias"}
+    winnow.save(scattered(0.1), tmp_path / "packed", compress=True)
+    assert json.loads((tmp_path / "packed/structure.json").read_text())["format"] == 2
+
+
+@pytest.mark.parametrize("name", ["LeNet-5", "tied head", "fixed sizes", "GPT-2"])
+def test_smaller_and_compressed(name, tmp_path):
+    model, example, *_ = thinned(name)
+    small, _ = winnow.compact(model, example)
+    with torch.no_grad():
+        for theta in small.parameters():
+            theta.mul_(torch.rand_like(theta) < 0.2)
+    winnow.save(small, tmp_path / "s", compress=True)
+    same_outputs(small, winnow.load(tmp_path / "s", lambda: zoo.build(name, seed=7)[0]), example)
+
+
+def forged(folder, change):
+    """The folder's tensors and packing changed, checksum and all: a file made to do harm."""
+    import hashlib
+
+    tensors = load_file(folder / "model.safetensors")
+    structure = json.loads((folder / "structure.json").read_text())
+    change(tensors, structure["packed"])
+    save_file(tensors, folder / "model.safetensors")
+    structure["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    structure["tensors"] = {
+        n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()
+    }
+    (folder / "structure.json").write_text(json.dumps(structure))
+
+
+HARM = {
+    "column beyond": (0.01, lambda t, p: t.update({"weight:columns": t["weight:columns"].int() + 60_000})),
+    "negative column": (0.01, lambda t, p: t.update({"weight:columns": t["weight:columns"].int() - 999})),
+    "starts descend": (0.01, lambda t, p: t.update({"weight:starts": t["weight:starts"].flip(0).contiguous()})),
+    "starts too few": (0.01, lambda t, p: t.update({"weight:starts": t["weight:starts"][:-1].contiguous()})),
+    "a column twice": (0.01, lambda t, p: t["weight:columns"].fill_(3)),
+    "a value less": (0.01, lambda t, p: t.update({"weight:values": t["weight:values"][1:].contiguous()})),
+    "bits short": (0.3, lambda t, p: t.update({"weight:bits": t["weight:bits"][1:].contiguous()})),
+    "bits flipped": (0.3, lambda t, p: t.update({"weight:bits": 255 - t["weight:bits"]})),
+    "bits of floats": (0.3, lambda t, p: t.update({"weight:bits": t["weight:bits"].float()})),
+    "part missing": (0.3, lambda t, p: t.pop("weight:bits")),
+    "unknown packing": (0.3, lambda t, p: p["weight"].update(packing="zip")),
+    "huge shape": (0.3, lambda t, p: p["weight"].update(shape=[2**40, 2**40])),
+    "negative shape": (0.3, lambda t, p: p["weight"].update(shape=[-300, -400])),
+    "no shape": (0.3, lambda t, p: p["weight"].update(shape=[])),
+    "shape of words": (0.3, lambda t, p: p["weight"].update(shape="ab")),
+    "packing of nothing": (0.3, lambda t, p: p.update({"other": dict(p["weight"])})),
+    "spec is no table": (0.3, lambda t, p: p.update({"weight": 3})),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_forged_packings_load_nothing(harm, tmp_path):
+    density, change = HARM[harm]
+    folder = winnow.save(scattered(density), tmp_path / "s", compress=True)
+    forged(folder, change)
+    with pytest.raises(FileError, match=r"damaged|fit"):
+        winnow.load(folder, lambda: nn.Linear(400, 300))

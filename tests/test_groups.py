@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import winnow
-from winnow import Axes, Blocks, Columns, Decay, Elements, Gating, Heads, Lp, Masking, Rows
+from winnow import NM, Axes, Blocks, Columns, Decay, Elements, Gating, Heads, Lp, Masking, Rows
 from winnow.errors import GroupError
 from winnow.groups import Split
 
@@ -37,6 +37,8 @@ CASES = [
     (Blocks((2, 1)), (4, 3, 5)),
     (Blocks((2, 3)), (4, 6, 2, 3)),
     (Blocks((1, 1, 3, 3)), (2, 3, 3, 3)),
+    (NM(2, 4), (3, 8)),
+    (NM(1, 3), (2, 6, 2, 2)),
     (Heads(3), (12,)),
     (Heads(3), (12, 5)),
     (Heads(2, fused=3), (12, 5)),
@@ -51,7 +53,7 @@ CASES = [
 def label(rule, shape, index):
     """The name of the group that the entry at `index` belongs to: each grouping's definition, in plain arithmetic."""
     match rule:
-        case Elements():
+        case Elements() | NM():
             return index
         case Rows():
             return index[0]
@@ -164,6 +166,8 @@ def test_weighted_multiplies_by_the_root_of_the_size(case):
     fields = {key: getattr(rule, key) for key in ("block", "count", "axis", "fused") if hasattr(rule, key)}
     if "block" in fields:
         fields = {"block": fields["block"]}
+    if isinstance(rule, NM):
+        fields = {"n": rule.n, "m": rule.m}
     heavy = Axes(*rule.kept, weighted=True) if isinstance(rule, Axes) else type(rule)(**fields, weighted=True)
     light, groups = rule.bind(shape), heavy.bind(shape)
     assert groups.scale == math.sqrt(light.size)
@@ -239,6 +243,9 @@ BAD = [
     (Blocks((4, 4)), (6, 8), "(6, 8)"),
     (Blocks((2, 2, 2)), (4, 4), "(4, 4)"),
     (Blocks((0, 2)), (4, 4), "(4, 4)"),
+    (NM(2, 4), (6, 6), "multiple of m"),
+    (NM(4, 4), (4, 8), "0 < n < m"),
+    (NM(2, 4), (8,), "second axis"),
     (Heads(5), (12, 4), "count × fused = 5"),
     (Heads(4, fused=3), (16, 4), "count × fused = 12"),
     (Heads(2, axis=2), (4, 4), "axis 2"),

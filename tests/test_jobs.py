@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_model
 from torch import nn
 
-from winnow import WinnowError
+from winnow import Run, WinnowError
 
 pytest.importorskip("typer", reason="the command needs the extra cli")
 from typer.testing import CliRunner
@@ -87,21 +88,25 @@ def test_resnet20() -> None:
 
 def test_groupings_leave_the_output_layer_whole() -> None:
     lenet, gpt = models.build("mnist"), models.build("shakespeare", 65, 128)
-    assert list(options.GROUPINGS["rows"](lenet, None)) == ["fc1.weight", "fc2.weight"]
-    assert list(options.GROUPINGS["columns"](lenet, None)) == ["fc1.weight", "fc2.weight", "fc3.weight"]
-    assert len(options.GROUPINGS["rows"](gpt, None)) == len(options.GROUPINGS["columns"](gpt, None)) == 16
-    assert list(options.GROUPINGS["heads"](gpt, None)) == [f"h.{n}.attn.c_attn.weight" for n in range(4)]
+    assert list(options.GROUPINGS["rows"](lenet, None, None)) == ["fc1.weight", "fc2.weight"]
+    assert list(options.GROUPINGS["columns"](lenet, None, None)) == ["fc1.weight", "fc2.weight", "fc3.weight"]
+    assert len(options.GROUPINGS["rows"](gpt, None, None)) == len(options.GROUPINGS["columns"](gpt, None, None)) == 16
+    assert list(options.GROUPINGS["heads"](gpt, None, None)) == [f"h.{n}.attn.c_attn.weight" for n in range(4)]
 
 
 BAD = {
-    "--keep 0.1 --strength 1e-4": "give one of the two",
+    "--keep 0.1 --strength 1e-4": "give one of them",
+    "--keep 0.1 --keep-macs 0.3 --where channels": "--keep and --keep-macs.*give one of them",
+    "--keep-params 0.1 --strength 1 --where channels": "--keep-params and --strength.*give one of them",
+    "--keep-macs 0.3": "add --where channels",
+    "--keep-params 1.5 --where channels": r"--keep-params is the share to keep, in \(0, 1\], got 1.5",
     "--keep 0": r"in \(0, 1\], got 0",
     "--keep 1.5": r"in \(0, 1\], got 1.5",
     "--keep nan": r"in \(0, 1\], got nan",
     "--strength -1": "positive number, got -1",
     "--strength nan": "positive number, got nan",
     "--how prayer": "choose from decay, gating, masking, dropout",
-    "--where diagonals": "choose from elements, rows, columns, blocks, heads",
+    "--where diagonals": "choose from elements, rows, columns, blocks, 2:4, heads",
     "--where heads": "has none: train shakespeare",
     "--optimizer lion": "choose from sgd, adamw",
     "--how decay --depth 3": "leave it out",
@@ -148,6 +153,38 @@ def test_the_recorded_command_repeats_the_run() -> None:
     assert told["--keep"] == "0.1"
     assert told["--seed"] == "3"
     assert told["--epochs"] == "60"
+
+
+def test_two_of_four_leaves_out_what_has_no_fours() -> None:
+    assert list(options.GROUPINGS["2:4"](models.build("mnist"), None, None)) == ["fc1.weight", "fc2.weight"]
+    names = list(options.GROUPINGS["2:4"](models.build("cifar10"), None, None))
+    assert names[0].startswith("layer1"), "three colours make no fours"
+    assert len(names) == 7
+
+
+@pytest.mark.parametrize("word", ["keep_macs", "keep_params"])
+def test_a_share_of_the_smaller_model_is_met_and_recorded(word: str, tmp_path: Path) -> None:
+    flag = f"--{word.replace('_', '-')}"
+    words = ["train", "digits", "--epochs", 3, "--where", "channels", flag, 0.4, "--no-dense", "--threads", 1]
+    done = winnow(*words, "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert f"{flag} 0.4" in record["command"]
+    assert "--keep 0" not in record["command"]
+    before, after = record["smaller"]["proof"]["macs" if word == "keep_macs" else "parameters"]
+    assert 0.4 - record["sparse"]["grain"] < after / before <= 0.4
+    assert after / before == pytest.approx(record["sparse"]["density"], abs=1e-12)
+    assert {"keep_macs": "MACs kept asked", "keep_params": "parameters kept asked"}[word] in done.output
+
+
+def test_two_of_four_is_met(tmp_path: Path) -> None:
+    words = ["train", "digits", "--epochs", 3, "--where", "2:4", "--keep", 0.5, "--no-dense", "--threads", 1]
+    assert winnow(*words, "--out", tmp_path / "run").exit_code == 0
+    model = models.build("digits")
+    load_model(model, str(tmp_path / "run" / "model.safetensors"))
+    for name in ("fc1.weight", "fc2.weight"):
+        groups = model.get_parameter(name).detach().unflatten(1, (-1, 4))
+        assert (groups != 0).sum(-1).unique().tolist() == [2]
 
 
 # ---- the job ----
@@ -232,6 +269,7 @@ def test_a_folder_with_a_run_is_not_overwritten(digits_run: tuple[Any, Path]) ->
 
 def test_a_missed_density_is_exit_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "MISS", -1.0)
+    monkeypatch.setattr(Run, "grain", -1.0)
     done = winnow("train", "digits", "--epochs", 1, "--no-dense", "--out", tmp_path / "run")
     assert done.exit_code == 3
     assert "missed" in done.stdout

@@ -12,7 +12,7 @@ from winnow.counts import MACs, Parameters
 from winnow.errors import WinnowError, WinnowWarning
 from winnow.export import export
 from winnow.files import load, save
-from winnow.groups import Axes, Blocks, Columns, Elements, Grouping, Heads, Rows
+from winnow.groups import NM, Axes, Blocks, Columns, Elements, Grouping, Heads, Rows
 from winnow.measure import Measured, measure
 from winnow.penalties import (
     L1,
@@ -42,6 +42,7 @@ from winnow.routes import (
     WeightNoise,
 )
 from winnow.run import Layer, Run, attach
+from winnow.runtime import to_runtime
 from winnow.schedules import Constant, Feedback, Geometric, Harmonic, Off, Quadratic, Ramp, Schedule, Toward
 from winnow.sites import Channels
 from winnow.smaller import Proof, compact, magnitude, remove
@@ -56,6 +57,7 @@ except PackageNotFoundError:  # running from a checkout that is not installed
 __all__ = [
     "L1",
     "MCP",
+    "NM",
     "SCAD",
     "Axes",
     "Balanced",
@@ -116,4 +118,5 @@ __all__ = [
     "recipes",
     "remove",
     "save",
+    "to_runtime",
 ]

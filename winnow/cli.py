@@ -66,7 +66,8 @@ def train_command(
 ) -> None:
     """Train a dense control and a sparse run with equal steps; print a table; write a run folder.
 
-    Exit code: 0 done; 2 bad usage or broken training; 3 the density missed --keep by more than 0.01;
+    Exit code: 0 done; 2 bad usage or broken training; 3 the share obtained misses the one asked for by more than 0.01 (and by
+    more than one group);
     130 interrupted.
     --keep-macs and --keep-params are about the smaller model, so they need --where channels.
     """

@@ -50,6 +50,12 @@ class Spending:
         """The same, over what it is when all live."""
         return self.of(alive) / self.of(self.units)
 
+    @property
+    def grain(self) -> float:
+        """The largest share that one unit holds when all live."""
+        every = range(len(self.units))
+        return 1 - min(self.share([n - (i == j) for j, n in enumerate(self.units)]) for i in every)
+
 
 class Count(ABC):
     """What is counted."""

@@ -37,6 +37,7 @@ def smallest(lanes: Sequence[Lane], density: float, spending: Spending | None = 
         flat[start + int(norm.argmax())] = math.inf
     if spending is not None:
         return _masks(_affordable(flat, norms, density, spending), flat, norms)
+    flat = _ordered(flat, [lane.site.groups.last(norm) for lane, norm in zip(lanes, norms, strict=True)], norms)
     budget = round(density * sum(norm.numel() * size for norm, size in zip(norms, sizes, strict=True)))
     if len(set(sizes)) == 1:  # no need to sort
         kept = flat.topk(max(budget // sizes[0], len(lanes)), sorted=False).indices
@@ -45,6 +46,18 @@ def smallest(lanes: Sequence[Lane], density: float, spending: Spending | None = 
         each = torch.cat([torch.full((n.numel(),), s, device=flat.device) for n, s in zip(norms, sizes, strict=True)])
         kept = order[(each[order].cumsum(0) <= budget) | flat[order].isinf()]
     return _masks(kept, flat, norms)
+
+
+def _ordered(flat: Tensor, last: Sequence[Tensor | None], norms: Sequence[Tensor]) -> Tensor:
+    """The scores, those of `last` above all others; unchanged where there are none."""
+    if all(marks is None for marks in last):
+        return flat
+    late = torch.cat([
+        (torch.zeros_like(norm, dtype=torch.bool) if marks is None else marks & (norm > 0)).flatten()
+        for marks, norm in zip(last, norms, strict=True)
+    ])
+    place = flat.argsort(stable=True).argsort().double()
+    return torch.where(flat.isinf(), math.inf, place + len(flat) * late)
 
 
 def _affordable(flat: Tensor, norms: Sequence[Tensor], density: float, spending: Spending) -> Tensor:

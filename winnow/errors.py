@@ -35,6 +35,10 @@ class TraceError(WinnowError):
     """A model that cannot be read or made smaller."""
 
 
+class RuntimeFormatError(WinnowError):
+    """A format for inference that does not exist."""
+
+
 class ProofError(WinnowError):
     """A smaller model whose outputs differ from the original's."""
 

@@ -13,21 +13,26 @@ import torch
 from torch import Tensor, fx, nn
 
 from winnow.errors import FileError
+from winnow.packed import pack, unpack
 from winnow.smaller.plan import Plan, keeping
 from winnow.smaller.rewrite import RECIPE, as_graph, resize
 from winnow.trace import Tracer
 
-FORMAT = 1
+FORMAT = 2
+"""2: tensors may be packed (format 1 is still written where none is)."""
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
 LIMIT = 64 * 2**20
 """Largest structure.json that is read: a real one has a line per weight."""
 
 
-def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+def save(model: nn.Module, folder: str | os.PathLike[str], *, compress: bool = False) -> Path:
     """Write a model (smaller or not) to a folder: `model.safetensors` and `structure.json`.
 
-    The structure names every tensor's shape, and for a model that is a graph what was cut of the original.  The folder
-    appears whole or not at all.  Raises `FileError` if something else is there already.
+    The structure names every tensor's shape, and for a model that is a graph what was cut of the original.  `compress`
+    leaves zeros out: each tensor is written as a bitmask or as compressed rows, with its nonzero values, where that is
+    smaller, so that the file shrinks with the density; `load` gives the same tensors.
+
+    The folder appears whole or not at all.  Raises `FileError` if something else is there already.
     """
     from safetensors.torch import save_file
 
@@ -35,12 +40,13 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     if folder.exists() and any(folder.iterdir()) and not (folder / STRUCTURE).exists():
         raise FileError(f"{folder} exists and holds other things than a saved model; choose another folder")
     tensors, tied = _tensors(model)
+    tensors, packed = pack(tensors) if compress else (tensors, {})
     part = folder.with_name(folder.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
     save_file(tensors, part / WEIGHTS)
     recipe = model.meta.get(RECIPE) if isinstance(model, fx.GraphModule) else None
     structure = {
-        "format": FORMAT,
+        "format": FORMAT if packed else 1,
         "form": "class" if recipe is None else "graph",
         "class": type(model).__name__,
         "sha256": _digest(part / WEIGHTS),
@@ -48,6 +54,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         "tied": tied,
         "recipe": recipe,
     }
+    if packed:
+        structure["packed"] = packed
     (part / STRUCTURE).write_text(json.dumps(structure, indent=1) + "\n", encoding="utf-8")
     folder.mkdir(exist_ok=True)
     for name in (WEIGHTS, STRUCTURE):  # the structure last: a folder with one is complete
@@ -65,7 +73,7 @@ def load(folder: str | os.PathLike[str], make_model: Callable[[], nn.Module]) ->
     if isinstance(make_model, nn.Module):
         raise FileError(f"make_model must be a function that builds the model, got a {type(make_model).__name__} already built")
     structure = _structure(folder)
-    tensors = _weights(folder, structure)
+    tensors = unpack(_weights(folder, structure), structure["packed"])
     model = make_model()
     if not isinstance(model, nn.Module):
         raise FileError(f"make_model must return an nn.Module, got {type(model).__name__}")
@@ -120,7 +128,8 @@ def _structure(folder: Path) -> dict[str, Any]:
         structure = json.loads(path.read_text(encoding="utf-8"))
         if int(structure["format"]) > FORMAT:
             raise FileError(f"{path} has format {structure['format']}, newer than this Winnow reads ({FORMAT}); upgrade Winnow")
-        wanted = {"format": int, "form": str, "class": str, "sha256": str, "tensors": dict, "tied": dict}
+        structure.setdefault("packed", {})
+        wanted = {"packed": dict, "format": int, "form": str, "class": str, "sha256": str, "tensors": dict, "tied": dict}
         if not all(isinstance(structure[key], kind) for key, kind in wanted.items()):
             raise TypeError("a field has the wrong type")
     except FileError:

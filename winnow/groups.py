@@ -7,6 +7,7 @@ shape of the weight's view with the axes inside a group kept at length 1, so the
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Groups:
     view: tuple[int, ...]
     inside: tuple[int, ...]
     scale: float = 1.0
+    quota: int = 0
+    """Where a cut leaves this many of the groups along the view's axis 2 at least: the n of n:m; 0 where it may take any."""
 
     @property
     def gate_shape(self) -> tuple[int, ...]:
@@ -58,6 +61,13 @@ class Groups:
         """‖x_g‖, one number per group."""
         x = self.split(x)
         return _whole(torch.linalg.vector_norm(x, dim=self.inside, keepdim=True)) if self.inside else x.abs()
+
+    def last(self, norm: Tensor) -> Tensor | None:
+        """Which groups a cut takes only when all others are gone; None if it takes them by norm alone."""
+        if not self.quota:
+            return None
+        best = norm.topk(self.quota, dim=2).indices
+        return torch.zeros_like(norm, dtype=torch.bool).scatter_(2, best, True)
 
     def spread(self, gates: Tensor, x: Tensor) -> Tensor:
         """`x` times its group's gate, in the shape of `x`."""
@@ -181,6 +191,30 @@ class Blocks(Grouping):
             view += [n // b, b]
             inside.append(2 * axis + 1)
         return tuple(view), tuple(inside)
+
+
+@final
+@dataclass(frozen=True)
+class NM(Grouping):
+    """Single entries, n of every m along axis 1 the last to go: `Toward(density=n / m)` leaves exactly n:m.
+
+    2:4 is what NVIDIA's sparse tensor cores compute with (Mishra et al. 2021, arXiv:2104.08378).  The penalty is that of
+    single entries; the pattern is in what is cut.
+    """
+
+    n: int = 2
+    m: int = 4
+
+    def bind(self, shape: torch.Size | tuple[int, ...]) -> Groups:
+        return dataclasses.replace(super().bind(shape), quota=self.n)
+
+    def _cut(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if not 0 < self.n < self.m or len(shape) < 2 or shape[1] % self.m:
+            raise GroupError(
+                f"{self} does not divide a tensor of shape {shape}: it needs 0 < n < m and a second axis that is a multiple "
+                "of m; leave this weight out, or give another grouping for it"
+            )
+        return (shape[0], shape[1] // self.m, self.m, *shape[2:]), ()
 
 
 @final

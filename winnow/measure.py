@@ -75,7 +75,7 @@ def measure(
         for batch in batches:
             inputs = repeated(example, batch)
             pair: list[Callable[[], Any]] = [lambda x=inputs: call(before, x), lambda x=inputs: call(after, x)]  # type: ignore[misc]
-            times = _by_turns(pair, device, seconds)
+            times = by_turns(pair, device, seconds)
             rounds = max(rounds, len(times[0]))
             rows.append(tuple(_timing(batch, t, run) for t, run in zip(times, pair, strict=True)))  # type: ignore[arg-type]
     first, second = zip(*rows, strict=True)
@@ -96,7 +96,8 @@ def repeated(example: Example, batch: int) -> Example:
     return kwargs or args
 
 
-def _by_turns(runs: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[list[float]]:
+def by_turns(runs: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[list[float]]:
+    """Seconds of every call, the runs taking turns for about `seconds` each, after warming up."""
     def once(run: Callable[[], Any]) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -163,6 +163,14 @@ class Run:
             return self._spending.share([layer.alive for layer in layers])
         return sum(layer.nonzero for layer in layers) / sum(layer.size for layer in layers)
 
+    @property
+    def grain(self) -> float:
+        """Largest share that one group holds: a density cannot be met any finer."""
+        if self._spending is not None:
+            return self._spending.grain
+        sites = [lane.site for lane in self._lanes]
+        return max(site.entries for site in sites) / sum(site.groups.count * site.entries for site in sites)
+
     def layers(self) -> list[Layer]:
         """Per penalised weight, what is alive."""
         return [self._layer(lane) for lane in self._lanes]

@@ -61,6 +61,7 @@ GROUPINGS: dict[str, Callable[[nn.Module, Any, Any], Any]] = {
     "rows": lambda model, _example, _count: dict.fromkeys(layer_weights(model, last=False), winnow.Rows()),
     "columns": lambda model, _example, _count: dict.fromkeys(layer_weights(model, last=True), winnow.Columns()),
     "blocks": lambda model, _example, _count: dict.fromkeys(layer_weights(model, last=False), winnow.Blocks((4, 4))),
+    "2:4": lambda model, _example, _count: dict.fromkeys(fours(model), winnow.NM(2, 4)),
     "heads": lambda model, _example, _count: dict.fromkeys(attention_weights(model), winnow.Heads(heads_of(model), fused=3)),
     "channels": lambda _model, example, count: winnow.Channels(example, count=count),
 }
@@ -76,7 +77,8 @@ WHERE_HELP = (
     "What vanishes together. elements: single weights of every tensor of two or more dims. "
     "rows: a unit with all it reads; the output layer and embeddings stay whole and uncounted. "
     "columns: an input of a layer, in every layer (an output layer tied to an embedding stays whole). "
-    "blocks: 4x4, where rows are. heads: a head's queries, keys and values (shakespeare only); nothing else. "
+    "blocks: 4x4, where rows are. 2:4: two of every four inputs, where rows are (--keep 0.5). "
+    "heads: a head's queries, keys and values (shakespeare only); nothing else. "
     "channels: units with their slices of all weights; the job then ends with a smaller model, proved and timed."
 )
 
@@ -163,8 +165,8 @@ class Options:
             raise WinnowError(f"--{given[0]} is about the smaller model, which needs zeros that come out: add --where channels")
         if self.where == "heads" and not self.text:
             raise WinnowError(f"--where heads needs a model with attention, {self.data}'s has none: train shakespeare")
-        if self.how == "masking" and self.where != "elements":
-            raise WinnowError("--how masking acts on single weights: use --where elements, or --how gating")
+        if self.how == "masking" and self.where not in ("elements", "2:4"):
+            raise WinnowError("--how masking acts on single weights: use --where elements or 2:4, or --how gating")
         if self.depth is not None and self.how != "gating":
             raise WinnowError(f"--depth counts the factors of --how gating; --how {self.how} has none: leave it out")
         if self.depth is not None and self.penalty is not None:
@@ -206,6 +208,11 @@ def layer_weights(model: nn.Module, last: bool) -> list[str]:
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
     ]
     return [name for name, weight in (layers if last else layers[:-1]) if id(weight) not in embedded]
+
+
+def fours(model: nn.Module) -> list[str]:
+    """Those whose inputs come in fours, the output layer left out."""
+    return [name for name in layer_weights(model, last=False) if model.get_parameter(name).shape[1] % 4 == 0]
 
 
 def attention_weights(model: nn.Module) -> list[str]:

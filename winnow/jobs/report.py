@@ -23,7 +23,7 @@ from winnow.errors import WinnowError
 from . import shrink
 from .options import COUNTS
 
-MISS = 0.01  # how far, absolute, the density obtained may lie from the one asked for
+MISS = 0.01  # how far, absolute, the density obtained may lie from the one asked for; one group's share where that is more
 
 
 def environment() -> dict[str, Any]:
@@ -175,9 +175,8 @@ def _sparse_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         (f"{what} obtained{of}", f"{sparse['density']:.4f}"),
     ]
     if sparse["missed"]:
-        group = max(layer["size"] / layer["groups"] for layer in sparse["layers"]) / sparse["penalised"]
         rows.append(("[red]missed[/red]", f"[red]by {abs(sparse['density'] - asked):.4f}, over {MISS}[/red]"))
-        rows.append(("one group's share", f"{group:.4f}"))
+        rows.append(("one group's share", f"{sparse['grain']:.4f}"))
     for layer in sparse["layers"]:
         rows.append((f"groups alive, {layer['name']}", f"{layer['alive']:,} / {layer['groups']:,}"))
     return rows

@@ -202,7 +202,8 @@ def judge(side: Side, data: Data, options: Options, finished: bool) -> dict[str,
         layers = [report.plain(layer) for layer in side.run.layers()]
         result |= {"density": density, "penalised": sum(layer["size"] for layer in layers), "layers": layers}
         asked = options.asked if finished else None
-        result["missed"] = asked is not None and abs(density - asked) > report.MISS + 1e-9
+        result["grain"] = side.run.grain
+        result["missed"] = asked is not None and abs(density - asked) > max(report.MISS, side.run.grain) + 1e-9
         words = certificate and {"words": str(certificate)} | certificate.as_dict()
         result["certificate"] = report.plain(words)
     return result
