@@ -58,6 +58,55 @@ def test_outputs_are_equal_and_the_size_is_as_predicted(name):
     assert all(theta.grad is not None for theta in small.parameters() if theta.requires_grad)
 
 
+def test_einstein_sums_are_read_like_layers():
+    model, example = zoo.build("Einstein sums")
+    layers = find_units(model, example)
+    kinds = {layer.name: (layer.count, {m.name for m in (*layer.members, *layer.reads)}) for layer in layers}
+    assert kinds["wq"] == (3, {"wq", "wk", "wv", "wo"})
+    assert kinds["up"] == (20, {"up", "down"})
+    assert any(count == 12 and {"wo", "down", "up", "head.weight"} <= names for count, names in kinds.values())
+
+
+@pytest.mark.parametrize("sum_", ["bld,ld->bld", "bld,de->bl", "bld,bld->b", "bli,dd->bli", "...d,de->...e"])
+def test_other_einstein_sums_pin(sum_):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 6)
+            self.w = nn.Parameter(torch.randn({"ld": (5, 6), "de": (6, 3), "dd": (3, 3)}.get(sum_[4:6], (6, 3))))
+
+        def forward(self, x):
+            y = self.a(x)
+            return torch.einsum(sum_, y, y if "bld,bld" in sum_ else self.w)
+
+    model, example = Net(), torch.randn(2, 5, 4)
+    with torch.no_grad():
+        model.a.weight[:3], model.a.bias[:3] = 0, 0
+    _, proof = compact(model, example)
+    assert proof.proved
+    assert proof.parameters[0] == proof.parameters[1]
+    assert any("einsum" in why for why in proof.pinned)
+
+
+def test_group_normalisation_loses_whole_groups():
+    model, example = zoo.build("group normalisation")
+    layers = {layer.name: layer for layer in find_units(model, example)}
+    assert (layers["norm1.weight"].count, layers["norm1.weight"].members[0].indices.shape) == (4, (4, 4))
+    assert "norm3.weight" not in layers
+    with torch.no_grad():
+        model.norm1.weight[4:8], model.norm1.bias[4:8] = 0, 0
+        model.norm1.weight[8:10], model.norm1.bias[8:10] = 0, 0  # half a group stays
+    small, proof = compact(model, example)
+    assert (small.norm1.num_groups, small.norm1.num_channels, small.conv1.out_channels) == (3, 12, 12)
+    assert any("group_norm" in why for why in proof.pinned)
+
+
+def test_reasons_name_operator_and_module():
+    model, example = zoo.build("nanoGPT")
+    _, proof = compact(model, example)
+    assert any("aten.layer_norm" in why and why.endswith("at h.0.ln_1") for why in proof.pinned)
+
+
 @every_model
 def test_nothing_dead_nothing_done(name):
     model, example = zoo.build(name)

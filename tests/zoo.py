@@ -322,6 +322,43 @@ class FixedSizes(nn.Module):
         return self.out(y.transpose(1, 2).reshape(batch, length, 12))
 
 
+class Summing(nn.Module):
+    """Attention and an MLP written as Einstein sums, weights of three axes."""
+
+    def __init__(self, width=12, heads=3, size=4):
+        super().__init__()
+        shape = (width, heads, size)
+        self.wq, self.wk, self.wv = (nn.Parameter(torch.randn(shape) / 3) for _ in range(3))
+        self.wo = nn.Parameter(torch.randn(heads, size, width) / 3)
+        self.up, self.down = nn.Parameter(torch.randn(20, width) / 3), nn.Parameter(torch.randn(width, 20) / 3)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x):
+        q, k, v = (torch.einsum("bld,dhk->blhk", x, w) for w in (self.wq, self.wk, self.wv))
+        scores = torch.einsum("bqhk,bthk->bhqt", q, k) / 2
+        y = torch.einsum("bhqt, bthk -> bqhk", scores.softmax(-1), v)
+        x = torch.einsum("bqhk,hkd->bqd", y, self.wo)
+        hidden = torch.einsum("fd,bld->blf", self.up, x).relu()
+        return self.head(x + torch.einsum("abf,cf", hidden, self.down))  # the letters that occur once, in order
+
+
+class GroupNormed(nn.Module):
+    """Group normalisation: whole groups can go."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.GroupNorm(4, 16)
+        self.conv2, self.norm2 = nn.Conv2d(16, 8, 3, padding=1), nn.GroupNorm(8, 8)
+        self.conv3, self.norm3, self.fc = nn.Conv2d(8, 6, 3), nn.GroupNorm(1, 6), nn.Linear(6, 5)
+        for norm in (self.norm1, self.norm2, self.norm3):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+
+    def forward(self, x):
+        x = F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+        return self.fc(F.relu(self.norm3(self.conv3(x))).mean((2, 3)))
+
+
 class Deciding(nn.Module):
     """Control flow that depends on the data: no graph can hold it."""
 
@@ -402,6 +439,8 @@ MODELS = {
     "siamese": (Siamese, lambda: (torch.randn(3, 6), torch.randn(3, 6))),
     "tied head": (TiedHead, lambda: tokens(13)),
     "fixed sizes": (FixedSizes, lambda: torch.randn(2, 5, 12)),
+    "Einstein sums": (Summing, lambda: torch.randn(2, 5, 12)),
+    "group normalisation": (GroupNormed, image),
     **HUGGING,
 }
 

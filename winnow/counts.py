@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from winnow.trace import Tracer
+from winnow.trace.einsum import letters_of
 from winnow.trace.layout import Block, Layout
 from winnow.trace.tracer import argument, attribute, operator
 from winnow.units import UnitLayer
@@ -101,6 +102,10 @@ class MACs(Count):
                 yield _convolution(tracer, node, "transpose" in name)
             elif name == "aten.scaled_dot_product_attention":
                 yield from _attention(tracer, node)
+            elif name == "aten.einsum" and (parts := letters_of(node)) is not None:
+                (left, _), out_letters = parts
+                axes = [i for i, c in enumerate(left) if c not in out_letters]
+                yield [(tracer.layout(node), range(len(out_letters))), (tracer.layout(node.args[1][0]), axes)]
             elif name in _PRODUCTS:
                 summed = tracer.layout(node.args[_PRODUCTS[name]])
                 out = tracer.layout(node)

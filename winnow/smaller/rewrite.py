@@ -70,6 +70,8 @@ def resize(module: nn.Module) -> None:
             _resize_convolution(part, weight)
         elif isinstance(part, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)):
             vars(part)["num_features"] = len(weight)
+        elif isinstance(part, nn.GroupNorm):  # groups were removed whole
+            part.num_groups, part.num_channels = part.num_groups * len(weight) // part.num_channels, len(weight)
         elif type(part).__name__ == "Conv1D" and hasattr(part, "nf"):  # transformers' linear, stored transposed
             vars(part).update(nf=weight.shape[1], nx=weight.shape[0])
 
@@ -151,6 +153,10 @@ def _patch(tracer: Tracer, plan: Plan, node: fx.Node, twin: fx.Node) -> None:
         _split(tracer, plan, node, twin)
     elif name in ("aten.slice", "aten.select"):
         _slice(tracer, plan, node, twin)
+    elif name == "aten.group_norm":
+        after = new_shape(plan, tracer, node)[1]
+        if after is not None:
+            twin.args = (twin.args[0], int(node.args[1]) * after // tracer.sizes(node)[1], *twin.args[2:])  # type: ignore[arg-type]
     elif name in ("aten.conv1d", "aten.conv2d", "aten.conv3d") and int(argument(node, 6, "groups", 1)) > 1:
         groups, before = int(argument(node, 6, "groups", 1)), tracer.sizes(node)[1]
         after = new_shape(plan, tracer, node)[1]

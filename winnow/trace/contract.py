@@ -16,17 +16,21 @@ from winnow.trace.tracer import Layouts, Read, Tracer, argument, operator, rule
 def contract(
     tracer: Tracer,
     node: fx.Node,
-    source: tuple[Any, int],
+    source: tuple[Layout, int],
     weight: tuple[Any, int, int],
     bias: Any,
     padded: bool = False,
+    shape: tuple[int, ...] | None = None,
 ) -> Layouts:
-    """`source` (node, axis) summed against `weight` (node, in axis, out axis); the output's axis takes the source's place."""
-    x, w = tracer.layout(source[0]), tracer.layout(weight[0])
+    """`source` (layout, axis) summed against `weight` (node, in axis, out axis); the output's axis takes the source's place.
+
+    `shape` is the output's, where it is not the node's.
+    """
+    x, w = source[0], tracer.layout(weight[0])
     axis = source[1] % len(x.shape)
     inner, made = w.alone(weight[1]), w.alone(weight[2])
     matrix = tracer.constants.get(weight[0])
-    shape = tracer.sizes(node)
+    shape = tracer.sizes(node) if shape is None else shape
     incoming = x.at(axis)
     rest = tuple(b.varying() for b in x.blocks if axis not in b.axes)
     count = shape[axis]
@@ -55,7 +59,7 @@ def contract(
     if own is not None:
         tracer.ties.tie(made.ids, own.ids)
         _mark(tracer, bias, 0)
-    return tracer.out(node, Layout(shape, (*rest, Block((axis,), made.ids, value))))
+    return Layout(shape, (*rest, Block((axis,), made.ids, value)))
 
 
 def _outcome(effect: Tensor, known: Tensor, start: Tensor, padded: bool) -> Tensor:
@@ -87,7 +91,7 @@ def _mark(tracer: Tracer, node: Any, axis: int) -> None:
 
 @rule("aten.linear")
 def linear(tracer: Tracer, node: fx.Node) -> Layouts:
-    return contract(tracer, node, (node.args[0], -1), (node.args[1], 1, 0), argument(node, 2, "bias"))
+    return contract(tracer, node, (tracer.layout(node.args[0]), -1), (node.args[1], 1, 0), argument(node, 2, "bias"))
 
 
 @rule("aten.addmm")
@@ -96,7 +100,7 @@ def addmm(tracer: Tracer, node: fx.Node) -> Layouts:
     plain = argument(node, 3, "beta", 1) == 1 and argument(node, 4, "alpha", 1) == 1
     if not plain or node.args[2] not in tracer.constants:
         return tracer.refuse(node, "goes into aten.addmm in a way that has no rule")
-    return contract(tracer, node, (node.args[1], -1), _matrix(tracer, node.args[2]), node.args[0])
+    return contract(tracer, node, (tracer.layout(node.args[1]), -1), _matrix(tracer, node.args[2]), node.args[0])
 
 
 def _matrix(tracer: Tracer, node: Any) -> tuple[Any, int, int]:
@@ -112,7 +116,7 @@ def matmul(tracer: Tracer, node: fx.Node) -> Layouts:
     a, b = node.args[0], node.args[1]
     left, right = tracer.layout(a), tracer.layout(b)
     if b in tracer.constants and len(right.shape) == 2 and a not in tracer.constants:
-        return contract(tracer, node, (a, -1), _matrix(tracer, b), None)
+        return contract(tracer, node, (left, -1), _matrix(tracer, b), None)
     if len(left.shape) < 2 or len(right.shape) < 2:
         return tracer.refuse(node, f"goes into {operator(node)} in a way that has no rule")
     rank, shape = len(tracer.sizes(node)), tracer.sizes(node)
@@ -125,11 +129,11 @@ def matmul(tracer: Tracer, node: fx.Node) -> Layouts:
         if block is not None:
             blocks.append(Block((outer[side],), block.ids, unknown(block.ids)))
     if len(left.shape) == len(right.shape):  # a head whose values are all zero gives zero
-        blocks = [_zeroed(b, (left, right)) for b in blocks]
+        blocks = [zeroed(b, (left, right)) for b in blocks]
     return tracer.out(node, Layout(shape, tuple(blocks)))
 
 
-def _zeroed(block: Block, factors: tuple[Layout, Layout]) -> Block:
+def zeroed(block: Block, factors: tuple[Layout, Layout]) -> Block:
     """Nought wherever one of two factors is, along a batch axis that they share."""
     value = block.value
     for layout in factors:
@@ -200,7 +204,7 @@ def convolution(tracer: Tracer, node: fx.Node) -> Layouts:
     padding, groups = argument(node, 4, "padding", 0), int(argument(node, 6, "groups", 1))
     padded = (isinstance(padding, str) and padding != "valid") or (not isinstance(padding, str) and _any(padding))
     if groups == 1:
-        return contract(tracer, node, (node.args[0], 1), (node.args[1], 1, 0), argument(node, 2, "bias"), padded)
+        return contract(tracer, node, (tracer.layout(node.args[0]), 1), (node.args[1], 1, 0), argument(node, 2, "bias"), padded)
     return _grouped(tracer, node, groups, padded)
 
 
@@ -209,7 +213,7 @@ def transposed(tracer: Tracer, node: fx.Node) -> Layouts:
     if int(argument(node, 6, "groups", 1)) != 1:
         return tracer.refuse(node, "goes into a grouped transposed convolution, which has no rule")
     # how many taps meet at a pixel depends on the pixel, so a constant is treated as if there were a border
-    return contract(tracer, node, (node.args[0], 1), (node.args[1], 0, 1), argument(node, 2, "bias"), True)
+    return contract(tracer, node, (tracer.layout(node.args[0]), 1), (node.args[1], 0, 1), argument(node, 2, "bias"), True)
 
 
 def _any(padding: Any) -> bool:

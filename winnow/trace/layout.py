@@ -63,6 +63,8 @@ class Ties:
     pins: list[tuple[Tensor, str]] = field(default_factory=list)
     place: str = ""
     """The operator at which the walk is, for reasons that do not name it."""
+    module: str = ""
+    """The module whose forward called it."""
 
     def fresh(self, size: int) -> Tensor:
         """`size` new atoms."""
@@ -77,6 +79,7 @@ class Ties:
     def pin(self, ids: Tensor, why: str) -> None:
         """These stay, because of `why`."""
         why = f"{why} in {self.place}" if self.place and "aten." not in why else why
+        why = f"{why}, at {self.module}" if self.module else why
         self.pins.append((ids.reshape(-1), why))
 
     def classes(self) -> Tensor:

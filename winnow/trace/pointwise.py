@@ -179,7 +179,27 @@ def layer_norm(tracer: Tracer, node: fx.Node) -> Layouts:
 
 @rule("aten.group_norm")
 def group_norm(tracer: Tracer, node: fx.Node) -> Layouts:
-    return tracer.refuse(node, "is normalised over by aten.group_norm, whose mean depends on the number of channels")
+    """Whole groups may go; one alone is a mean over all channels, whose number may not change."""
+    x, groups = tracer.layout(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
+    weights = (argument(node, 2, "weight"), argument(node, 3, "bias"))
+    block = x.alone(1)
+    if groups == 1 or block is None:
+        return tracer.refuse(node, "is normalised over by aten.group_norm, whose mean depends on the number of channels")
+    ids = block.ids.view(groups, -1)
+    tracer.ties.tie(ids, ids[:, :1])
+    for arg in weights:
+        own = tracer.layout(arg).alone(0)
+        if own is not None:
+            tracer.ties.tie(block.ids, own.ids)
+        elif arg is not None:
+            tracer.pin([block], "goes into a group normalisation without labels")
+    scale, shift = (None if a is None else tracer.constants.get(a) for a in weights)
+    _scaled(tracer, node, weights)
+    value = torch.full_like(block.value, math.nan)
+    if scale is not None:
+        value = torch.where(scale.double() == 0, 0.0 if shift is None else shift.double(), value)
+    rest = tuple(b.varying() for b in x.blocks if b is not block)
+    return tracer.out(node, Layout(x.shape, (*rest, Block((1,), block.ids, value))))
 
 
 @rule("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.cumsum", "aten.sort", "aten.flip")

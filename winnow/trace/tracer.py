@@ -137,9 +137,9 @@ class Tracer:
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
-                self.ties.place = ""
+                self.ties.place = self.ties.module = ""
                 self.refuse(node, "is an output of the model")
-        self.ties.place = ""
+        self.ties.place = self.ties.module = ""
         self.resolved = self._resolve()
         return self
 
@@ -184,6 +184,7 @@ class Tracer:
 
     def _call(self, node: fx.Node) -> None:
         name = self.ties.place = operator(node)
+        self.ties.module = module_of(node)
         tensors = [a for a in node.all_input_nodes if a in self.layouts]
         if name == "getitem":
             found = self.layouts.get(node.args[0])  # type: ignore[arg-type]
@@ -224,6 +225,12 @@ def operator(node: fx.Node) -> str:
     """`aten.linear` for any of its overloads; `getitem` for picking from a tuple."""
     packet = getattr(node.target, "overloadpacket", None)
     return str(packet) if packet is not None else getattr(node.target, "__name__", str(node.target))
+
+
+def module_of(node: fx.Node) -> str:
+    """The dotted name of the module whose forward called the operator; empty for the model's own."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""
 
 
 def attribute(module: Any, path: str) -> Tensor:
