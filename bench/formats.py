@@ -44,7 +44,8 @@ def cell(kind: type[Packed], density: float, rows: int, seconds: float) -> dict[
         found |= {f"{word}_min_ms": 1e3 * min(times), f"{word}_p50_ms": 1e3 * statistics.median(times)}
     found["speedup_p50"] = found["dense_p50_ms"] / found["sparse_p50_ms"]
     found["speedup_min"] = found["dense_min_ms"] / found["sparse_min_ms"]
-    print(f"{kind.word} density {density:4.2f} rows {rows:3}: {found['speedup_p50']:5.2f}× (minima {found['speedup_min']:.2f}×)")
+    ratios = f"{found['speedup_p50']:5.2f}× (minima {found['speedup_min']:.2f}×)"
+    print(f"{kind.word} density {density:4.2f} rows {rows:3}: {ratios}", flush=True)
     return found
 
 
