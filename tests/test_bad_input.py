@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -479,3 +480,22 @@ def test_feedback_of_nan():
     trial = Trial(next(iter(ROUTES)), "sgd", when=winnow.Feedback(4)).steps(1)
     with pytest.raises(ScheduleError, match="feedback needs a number"):
         trial.run.feedback(NAN)
+
+
+def test_warnings_stand_at_the_users_own_line():
+    """Not at torch's, though it is torch's optimizer that calls Winnow."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = winnow.attach(model, optimizer, how=Gating(depth=2), where=Rows(), when=winnow.Toward(density=0.5, steps=100))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model(torch.randn(2, 4)).sum().backward()
+            optimizer.step()
+            with torch.no_grad():
+                model.weight.mul_(2)
+        run.settle()
+    assert [w.filename for w in caught] == [__file__, __file__]
+    assert "changed outside" in str(caught[0].message)
+    assert "before Toward" in str(caught[1].message)

@@ -384,3 +384,27 @@ def test_removing_by_a_score_of_ones_own():
 
 def test_the_public_names():
     assert winnow.compact is compact
+
+
+def test_torch_keeps_its_words_about_itself_to_itself(capfd, recwarn, tmp_path):
+    """Tracing, copying and exporting print, log and warn nothing; refusing neither."""
+    model, example, *_ = thinned("fixed sizes")
+    small, _ = compact(model, example)
+    winnow.export(small, tmp_path / "small.onnx", example)
+    with pytest.raises(TraceError, match="data-dependent"):
+        compact(zoo.Deciding(), torch.randn(2, 4))
+    assert capfd.readouterr() == ("", "")
+    assert not [w for w in recwarn if "copyreg" in w.filename or "torch" in w.filename]
+
+
+def test_no_zeros_no_wonder():
+    model, example = zoo.build("MLP")
+    assert "settle()" in str(compact(model, example)[1])
+    assert "settle()" not in str(compact(*thinned("MLP")[:2])[1])
+
+
+def test_units_print_in_a_line():
+    model, example = zoo.build("MLP")
+    shown = repr(find_units(model, example))
+    assert "tensor(" not in shown
+    assert shown.startswith("[<")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class WinnowError(ValueError):
     """Base of all errors raised by Winnow."""
@@ -49,3 +52,11 @@ class FileError(WinnowError):
 
 class WinnowWarning(UserWarning):
     """Training goes on, but probably not the way that was meant."""
+
+
+def warn(text: str) -> None:
+    """A `WinnowWarning` at the line of the user's own that led here: the nearest outside Winnow and torch."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("winnow", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, WinnowWarning, stacklevel=level)

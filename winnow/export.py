@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 from winnow.errors import FileError
 from winnow.smaller.proof import inputs_like
-from winnow.trace import Example, arguments, call, evaluating, leaves
+from winnow.trace import Example, arguments, call, evaluating, leaves, quiet
 
 TOLERANCE = 1e-4
 """Largest difference between a file and its model, relative to the largest output: runtimes fuse and reorder in float32."""
@@ -28,8 +27,7 @@ def export(model: nn.Module, path: str | os.PathLike[str], example: Example) -> 
     writers = {".onnx": _onnx, ".pt2": _pt2}
     if path.suffix not in writers:
         raise FileError(f"{path} must end in {' or '.join(writers)}, to say in which format to write")
-    with evaluating(model), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with evaluating(model), torch.no_grad(), quiet():
         try:
             error = writers[path.suffix](model, path, example)
         except FileError:

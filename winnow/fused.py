@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 import types
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from winnow.errors import AttachError, WinnowWarning
+from winnow.errors import AttachError, warn
 from winnow.groups import Groups, Split
 from winnow.routes.base import Lane, Moment, Motion
 
@@ -83,7 +82,7 @@ class Fused:
         text = f"the fused step needs a working torch.compile ({problem}); install a C++ compiler, or say fused=False"
         if want:
             raise AttachError(text)
-        warnings.warn(f"{text}. Going on with the plain step, which is slower", WinnowWarning, stacklevel=3)
+        warn(f"{text}. Going on with the plain step, which is slower")
         return None
 
     def fits(self, lane: Lane, moment: Moment) -> bool:

@@ -9,7 +9,6 @@ penalty; the coupled one is already in the pulled gradient).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
@@ -19,7 +18,7 @@ from torch.optim import Optimizer
 
 from winnow import checkpoint
 from winnow.checkpoint import KEY
-from winnow.errors import AttachError, GradientError, WinnowWarning
+from winnow.errors import AttachError, GradientError, warn
 from winnow.fused import Fused
 from winnow.routes.base import Lane, Moment, WeightLane, flow_rate
 from winnow.routes.factored import FactoredLane
@@ -230,9 +229,9 @@ class Host:
         if not isinstance(lane, FactoredLane):
             return
         if not lane.agrees():
-            warnings.warn(
+            warn(
                 f"{lane.site.name!r} was changed outside the optimizer at step {self.record['step']}; its factors start "
-                "again from the new weights", WinnowWarning, stacklevel=2
+                "again from the new weights"
             )
             lane.restart()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -16,7 +15,7 @@ from winnow.certificate import Certificate, certify
 from winnow.checkpoint import KEY
 from winnow.counts import Spending
 from winnow.cut import smallest, whole
-from winnow.errors import AttachError, ScheduleError, WinnowWarning
+from winnow.errors import AttachError, ScheduleError, warn
 from winnow.fused import Fused
 from winnow.host import Host
 from winnow.routes.base import Lane, Route, WeightLane
@@ -214,11 +213,9 @@ class Run:
             raise ScheduleError(f"threshold must be a norm, finite and >= 0, got {threshold}; None takes float resolution")
         target = self.schedule.target
         if target is not None and not self._host.frozen:
-            warnings.warn(
+            warn(
                 f"settled at step {self.clock.step}, before {self.schedule} froze the zeros: cut to {target:g} by norm "
-                "now, without healing; give Toward the number of steps that are really taken",
-                WinnowWarning,
-                stacklevel=2,
+                "now, without healing; give Toward the number of steps that are really taken"
             )
             self.cut(target)
         for lane in self._lanes:

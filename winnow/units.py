@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -21,7 +21,7 @@ class Member:
 
     name: str
     axis: int
-    indices: Tensor
+    indices: Tensor = field(repr=False)
     """(units, k): the k indices along `axis` that belong to each unit."""
 
     def take(self, theta: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Member:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class UnitLayer:
     """Units of one kind: they have slices of the same weights, and as many entries each."""
 
@@ -68,6 +68,9 @@ class UnitLayer:
 
     def __str__(self) -> str:
         return f"{self.count} units of {', '.join(m.name for m in self.members)}"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
 
 
 def find_units(model: nn.Module, example: Example) -> list[UnitLayer]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -11,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from winnow.errors import GradientError, WinnowWarning
+from winnow.errors import GradientError, warn
 from winnow.groups import Groups
 from winnow.routes.base import Lane, Route, Site
 
@@ -33,7 +32,7 @@ class Watch:
     def say(self, key: str, text: str) -> None:
         if key not in self.said:
             self.said.add(key)
-            warnings.warn(text, WinnowWarning, stacklevel=4)
+            warn(text)
 
     def start(self, sites: Sequence[Site]) -> None:
         """What can be told before the first step."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from winnow.errors import PenaltyError, WinnowWarning
+from winnow.errors import PenaltyError, warn
 from winnow.noise import ForwardNoise
 from winnow.penalties import Penalty
 from winnow.routes.base import Lane, Moment, Route, Site, WeightLane
@@ -152,9 +151,9 @@ class DropoutLane(WeightLane):
     def before(self, moment: Moment) -> None:
         theta = self.site.theta
         if self.noises and not all(noise.fired for noise in self.noises) and moment.step == 0:
-            warnings.warn(
+            warn(
                 f"{self.site.name!r} was not dropped in the forward pass: its module was not called in training mode "
-                "(call model.train(), or leave this weight out of where=)", WinnowWarning, stacklevel=2
+                "(call model.train(), or leave this weight out of where=)"
             )
         if self.strength and theta.grad is not None:
             extra = self.route.mask.gradient(self.variance(), self.site.groups.split(theta.detach()))

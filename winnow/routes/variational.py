@@ -8,7 +8,6 @@ dual of `VariationalDropout`.  Where the loss has curvature h, the best σ leave
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from winnow.errors import AttachError, PenaltyError, WinnowWarning
+from winnow.errors import AttachError, PenaltyError, warn
 from winnow.noise import ForwardNoise
 from winnow.penalties import VariationalDropout, VariationalDropoutFit
 from winnow.routes.base import Lane, Moment, Route, Site, WeightLane, erase
@@ -197,9 +196,9 @@ class VariationalLane(WeightLane):
 
     def before(self, moment: Moment) -> None:
         if not self.noise.fired and moment.step == 0:
-            warnings.warn(
+            warn(
                 f"{self.site.name!r} saw no noise in the forward pass: its module was not called in training mode "
-                "(call model.train(), or leave this weight out of where=)", WinnowWarning, stacklevel=2
+                "(call model.train(), or leave this weight out of where=)"
             )
         self.twin.align()
         with torch.no_grad():

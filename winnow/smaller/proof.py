@@ -60,6 +60,8 @@ class Proof:
         for word, (before, after) in (("parameters", self.parameters), ("bytes", self.bytes), ("MACs", self.macs)):
             share = f" ({before / after:.2f}× fewer)" if after and after < before else ""
             lines.append(f"{word}: {before:,} → {after:,}{share}")
+        if self.parameters[0] == self.parameters[1]:
+            lines.append("nothing to take out: no channel is zero (in a run that is attached none is, before settle())")
         lines.append(f"form: {self.form}")
         for word, table in (("dead but kept", self.kept), ("cannot be removed", self.pinned)):
             lines += [f"{word}: {count} channels: {why}" for why, count in sorted(table.items(), key=lambda x: -x[1])]

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from winnow.errors import TraceError
 from winnow.smaller.plan import Plan, new_shape
-from winnow.trace import Example, Tracer, arguments, clone, graph_of
+from winnow.trace import Example, Tracer, arguments, clone, graph_of, quiet
 from winnow.trace.tracer import argument, operator
 
 Select = Callable[[Tracer], Plan]
@@ -102,7 +102,8 @@ def as_graph(model: nn.Module, example: Example, select: Select) -> fx.GraphModu
     """The model's graph, batch size free where possible, with the weights cut and every fixed size set right."""
     tracer = Tracer(graph_of(model, example, free=True)).run()
     plan = select(tracer)
-    graph_module = copy.deepcopy(tracer.module)
+    with quiet():
+        graph_module = copy.deepcopy(tracer.module)
     copies = dict(zip(tracer.module.graph.nodes, graph_module.graph.nodes, strict=True))
     for node, twin in copies.items():
         if node.op == "call_function":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -68,8 +70,7 @@ def graph_of(model: nn.Module, example: Example, free: bool = False) -> fx.Graph
     _check(model, example)
     args, kwargs = arguments(example)
     problem: Exception | None = None
-    with evaluating(model), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with evaluating(model), quiet(), torch.no_grad():
         for open_ in (True, False) if free else (False,):
             try:
                 shapes = pytree.tree_map(_batch, (args, kwargs)) if open_ else None
@@ -136,10 +137,24 @@ def _first_line(error: Exception | None) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What torch warns of, logs and prints while it traces or copies graphs is about itself, not about the user's model."""
+    was = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(was)
+
+
 def clone(model: nn.Module) -> nn.Module:
     """A deep copy, without gradients."""
     memo: dict[int, Any] = {}
     for theta in model.parameters():
         if theta.grad is not None:
             memo[id(theta.grad)] = None
-    return copy.deepcopy(model, memo)
+    with quiet():
+        return copy.deepcopy(model, memo)
