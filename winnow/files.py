@@ -197,7 +197,7 @@ def _graph(model: nn.Module, recipe: Any, folder: Path) -> fx.GraphModule:
     def select(tracer: Tracer) -> Plan:
         return keeping(tracer, keep)
 
-    return as_graph(model, kwargs or tuple(args), select)
+    return as_graph(model, kwargs or tuple(args), select, bool(recipe.get("inputs", False)))
 
 
 def _zeros(spec: Mapping[str, Any]) -> Any:

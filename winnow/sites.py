@@ -30,11 +30,16 @@ class Channels:
 
     `count` is what a density is a share of, in `Toward`, `run.density()` and `run.cut()`: `MACs()` or `Parameters()` of the
     smaller model.  Without it, units count with the entries of all weights that go with them.
+
+    `inputs=True` makes a group of every feature of the model's inputs too (the weights that read it), for feature selection;
+    `compact(…, inputs=True)` takes them out.  Groups must not overlap, so neurons that are made of these same weights are
+    then no groups of their own (filters with a normalisation behind them still are).
     """
 
     example: Example
     weighted: bool = False
     count: Count | None = None
+    inputs: bool = False
 
 
 Where = Grouping | Mapping[str, Grouping] | Channels
@@ -82,8 +87,9 @@ def _unit_sites(
     bare = model
     while inner := [child for name, child in bare.named_children() if name in _WRAPPERS]:
         bare = inner[0]
-    tracer, every = read_units(bare, where.example)
-    layers = [layer for layer in every if layer.count > 1]
+    tracer, every = read_units(bare, where.example, where.inputs)
+    read = {member.name for layer in every if layer.feature for member in layer.members}
+    layers = [layer for layer in every if layer.count > 1 and (layer.feature or not read & {m.name for m in layer.members})]
     if not layers:
         raise AttachError(f"{type(bare).__name__} has no layer with two units or more that could be removed")
     params = dict(bare.named_parameters(remove_duplicate=False))

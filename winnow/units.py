@@ -57,6 +57,8 @@ class UnitLayer:
     """The weights that read the units' output, and so shrink with them; nothing there has to be zero."""
     cost: int
     """Entries of all weights that go with one unit."""
+    feature: bool = False
+    """Whether the units are features of an input, made of the weights that read them."""
 
     @property
     def count(self) -> int:
@@ -73,19 +75,20 @@ class UnitLayer:
         return f"<{self}>"
 
 
-def find_units(model: nn.Module, example: Example) -> list[UnitLayer]:
+def find_units(model: nn.Module, example: Example, *, inputs: bool = False) -> list[UnitLayer]:
     """All units of a model that could be removed, layer by layer, in the order of the graph.
 
     A unit's members are the slices that make it: a filter with its bias, or, where a batch normalisation follows, the
     weight and bias of that (the filter in front has no scale of its own); for a residual channel those of every branch;
-    for a head its slices of Q, K and V.  Raises `TraceError` if the model cannot be read or has none.
+    for a head its slices of Q, K and V.  With `inputs`, also the features of the model's inputs (axis 1, or the last of
+    three), each made of all weights that read it.  Raises `TraceError` if the model cannot be read or has none.
     """
-    return read_units(model, example)[1]
+    return read_units(model, example, inputs)[1]
 
 
-def read_units(model: nn.Module, example: Example) -> tuple[Tracer, list[UnitLayer]]:
+def read_units(model: nn.Module, example: Example, inputs: bool = False) -> tuple[Tracer, list[UnitLayer]]:
     """The traced model with its units; raises as `find_units` does."""
-    tracer = Tracer(graph_of(model, example)).run()
+    tracer = Tracer(graph_of(model, example), features=inputs).run()
     units = units_of(tracer)
     if not units:
         raise TraceError(
@@ -105,6 +108,7 @@ def units_of(tracer: Tracer) -> list[UnitLayer]:
     for number, share in shares.items():
         kind = tuple((name, axis, len(indices)) for (name, axis), indices in share.items())
         kinds.setdefault(kind, []).append(number)
+    features = {int(number) for block in tracer.inputs.values() for number in classes[block.ids]}
     layers = []
     for kind, numbers in kinds.items():
         every = [
@@ -113,9 +117,12 @@ def units_of(tracer: Tracer) -> list[UnitLayer]:
         ]
         makers = [m for m, key in every if key in tracer.makers]
         chosen = [m for m in makers if m.name not in tracer.normalised] or makers
+        feature = not makers and features.issuperset(numbers)
+        if feature:
+            chosen = [m for m, _ in every]  # nothing makes a feature: it goes when nothing reads it
         if chosen:
-            reads = tuple(m for m, key in every if key not in tracer.makers)
-            layers.append(UnitLayer(tuple(chosen), reads, sum(_width(tracer, m) for m, _ in every)))
+            reads = tuple(m for m, key in every if m not in chosen and key not in tracer.makers)
+            layers.append(UnitLayer(tuple(chosen), reads, sum(_width(tracer, m) for m, _ in every), feature))
     return layers
 
 

@@ -15,12 +15,17 @@ from winnow.smaller.rewrite import Select, as_graph, same_class
 from winnow.trace import Example, Tracer, cast, clone, graph_of
 
 
-def compact(model: nn.Module, example: Example, *, round_to: int = 1, check: bool = True) -> tuple[nn.Module, Proof]:
+def compact(
+    model: nn.Module, example: Example, *, inputs: bool = False, round_to: int = 1, check: bool = True
+) -> tuple[nn.Module, Proof]:
     """A physically smaller model with the same outputs, and the proof.
 
     Channels, neurons and heads whose removal no output notices are taken out of all tensors at once: weights, biases,
     normalisations, and the inputs of what follows; constants that they emit are folded into biases.  The result is of
     the model's own class where its `forward` allows, else its graph.  The model itself is not changed.
+
+    `inputs` takes out features of the inputs that nothing reads any more: the smaller model is called with all of them as
+    before, and selects those that it reads (its buffers `kept_…`) first.
 
     `round_to=8` leaves a few dead channels in, so that widths are multiples of 8, which some kernels like better: `measure`
     tells.  `example` is what the model is called with: a tensor, a tuple of arguments or a dict of keyword arguments.
@@ -30,10 +35,10 @@ def compact(model: nn.Module, example: Example, *, round_to: int = 1, check: boo
     """
     if round_to < 1:
         raise TraceError(f"round_to must be an integer >= 1, got {round_to}; 8 suits many kernels")
-    tracer = Tracer(graph_of(model, example)).run()
+    tracer = Tracer(graph_of(model, example), features=inputs).run()
     select = functools.partial(plan, round_to=round_to)
     found = select(tracer)
-    small, form, errors, worst = _rewrite(model, example, found, select)
+    small, form, errors, worst = _rewrite(model, example, found, select, inputs)
     before, after = size(model), size(small)
     proof = Proof(
         errors, worst, (before[0], after[0]), (before[1], after[1]), (macs(model, example), macs(small, example)),
@@ -45,10 +50,12 @@ def compact(model: nn.Module, example: Example, *, round_to: int = 1, check: boo
 
 
 def _rewrite(
-    model: nn.Module, example: Example, found: Plan, select: Select
+    model: nn.Module, example: Example, found: Plan, select: Select, inputs: bool
 ) -> tuple[nn.Module, str, dict[str, float], float]:
     """The user's class if it runs and agrees, else the graph."""
     try:
+        if found.inputs:
+            raise TraceError("input features are selected in front")
         small = same_class(model, found)
         errors, worst = _errors(model, example, lambda wide: same_class(wide, found))
         if within(errors):
@@ -57,14 +64,15 @@ def _rewrite(
     except Exception as error:  # whatever a foreign forward raises: its sizes are fixed somewhere
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     try:
-        graph = as_graph(model, example, select)
-        errors, worst = _errors(model, example, lambda wide: as_graph(wide, cast(example, _dtype(wide)), select))
+        graph = as_graph(model, example, select, inputs)
+        errors, worst = _errors(model, example, lambda wide: as_graph(wide, cast(example, _dtype(wide)), select, inputs))
     except Exception as error:
         raise ProofError(
             f"{type(model).__name__} cannot run with fewer channels ({reason}), nor can its graph ({error}); the model is "
             "unchanged"
         ) from error
-    return graph, f"graph, as {type(model).__name__}.forward holds fixed sizes ({reason})", errors, worst
+    why = reason if found.inputs else f"as {type(model).__name__}.forward holds fixed sizes ({reason})"
+    return graph, f"graph, {why}", errors, worst
 
 
 def _errors(
@@ -84,7 +92,9 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 def _channels(tracer: Tracer, found: Plan) -> dict[str, tuple[int, int]]:
-    return {
+    sizes = {node.name: len(block.ids) for node, block in tracer.inputs.items()}
+    features = {f"input {name}": (sizes[name], len(kept)) for name, (_, kept) in found.inputs.items()}
+    return features | {
         name: (tracer.weights[name].shape[axis], len(found.keep[name][axis]))
         for name, axis in sorted(tracer.makers) if axis in found.keep.get(name, {})
     }

@@ -39,6 +39,8 @@ class Plan:
     """Reason to number of channels that are dead but stay."""
     pinned: Mapping[str, int]
     """Reason to number of channels that no zeros could remove."""
+    inputs: Mapping[str, tuple[int, Tensor]]
+    """Input of the graph to (axis, features that stay), where some go."""
 
     def kept_along(self, layout: Layout, axis: int) -> Tensor | None:
         """Indices of a tensor's axis that stay; None if all do."""
@@ -87,6 +89,7 @@ def plan(tracer: Tracer, round_to: int = 1) -> Plan:
         atoms, _keep(tracer, atoms), _folds(tracer, classes, gone),
         _count({**{k: why[k] for k in dead if k in why}, **held}),
         _count({k: reasons[k] for k in reasons if bool(made[k])}),
+        _inputs(tracer, atoms),
     )
 
 
@@ -109,12 +112,20 @@ def keeping(tracer: Tracer, keep: Mapping[str, Mapping[int, Tensor]]) -> Plan:
         n: {a: k.tolist() for a, k in axes.items()} for n, axes in keep.items()
     }:
         raise TraceError("the saved cut does not fit this model's graph; make_model must build the model as it was")
-    return Plan(atoms, found, {}, {}, {})
+    return Plan(atoms, found, {}, {}, {}, _inputs(tracer, atoms))
+
+
+def _inputs(tracer: Tracer, gone: Tensor) -> dict[str, tuple[int, Tensor]]:
+    """Per input that loses features: (axis, those that stay)."""
+    lost = {node.name: (block.axes[0], gone[block.ids]) for node, block in tracer.inputs.items()}
+    return {name: (axis, (~marks).nonzero()[:, 0]) for name, (axis, marks) in lost.items() if bool(marks.any())}
 
 
 def _made(tracer: Tracer, classes: Tensor) -> Tensor:
-    """Classes that hold an output channel of some layer."""
+    """Classes that hold an output channel of some layer, or a feature of an input."""
     made = torch.zeros(tracer.ties.count, dtype=torch.bool)
+    for features in tracer.inputs.values():
+        made[classes[features.ids]] = True
     for name, axis in tracer.makers:
         block = tracer.weights[name].alone(axis)
         if block is not None:

@@ -37,7 +37,7 @@ class Proof:
     bytes: tuple[int, int]
     macs: tuple[int, int]
     channels: Mapping[str, tuple[int, int]]
-    """Per weight that was cut, its output channels."""
+    """Per weight that was cut its output channels, per input its features."""
     form: str
     """The class of the smaller model, or "graph" with the reason."""
     kept: Mapping[str, int]

@@ -98,9 +98,9 @@ def same_class(model: nn.Module, plan: Plan) -> nn.Module:
 # ---- the graph ---------------------------------------------------------------------------------------------------
 
 
-def as_graph(model: nn.Module, example: Example, select: Select) -> fx.GraphModule:
+def as_graph(model: nn.Module, example: Example, select: Select, inputs: bool = False) -> fx.GraphModule:
     """The model's graph, batch size free where possible, with the weights cut and every fixed size set right."""
-    tracer = Tracer(graph_of(model, example, free=True)).run()
+    tracer = Tracer(graph_of(model, example, free=True), features=inputs).run()
     plan = select(tracer)
     with quiet():
         graph_module = copy.deepcopy(tracer.module)
@@ -111,10 +111,13 @@ def as_graph(model: nn.Module, example: Example, select: Select) -> fx.GraphModu
     for twin in list(graph_module.graph.nodes):
         if twin.op == "call_module" and twin.target == "_guards_fn":
             graph_module.graph.erase_node(twin)
+    for node, twin in copies.items():
+        if node.op == "placeholder" and node.name in plan.inputs:
+            _select(graph_module, twin, *plan.inputs[node.name])
     result = fx.GraphModule(graph_module, graph_module.graph)
     cut_weights(result, plan)
     result.recompile()
-    result.meta[RECIPE] = _recipe(model, example, plan)
+    result.meta[RECIPE] = _recipe(model, example, plan) | {"inputs": inputs}
     return result
 
 
@@ -132,6 +135,19 @@ def _recipe(model: nn.Module, example: Example, plan: Plan) -> dict[str, Any]:
     args, kwargs = arguments(example)
     spec = {name: _spec(x) for name, x in kwargs.items()}
     return {"base": base, "args": [_spec(x) for x in args], "kwargs": spec, "keep": keep}
+
+
+def _select(module: fx.GraphModule, placeholder: fx.Node, axis: int, kept: Tensor) -> None:
+    """Only the features that are read, right behind an input that has them all."""
+    name = f"kept_{placeholder.name}"
+    module.register_buffer(name, kept.to(next(module.parameters()).device))
+    users = list(placeholder.users)
+    with module.graph.inserting_after(placeholder):
+        index = module.graph.get_attr(name)
+    with module.graph.inserting_after(index):
+        chosen = module.graph.call_function(torch.ops.aten.index_select.default, (placeholder, axis, index))
+    for user in users:
+        user.replace_input_with(placeholder, chosen)
 
 
 def _spec(x: Any) -> Any:

@@ -66,6 +66,10 @@ class Tracer:
     """Weights that scale what a normalisation has normalised, or shift it."""
     normalised: set[str] = field(default_factory=set)
     """Weights (and biases) that a normalisation follows: the loss does not see their scale."""
+    features: bool = False
+    """Whether the features of the model's inputs may go as well: axis 1, or the last of three."""
+    inputs: dict[fx.Node, Block] = field(default_factory=dict)
+    """Those features, per input."""
     reads: list[Read] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     """Operators without a rule, and how often each occurred."""
@@ -133,7 +137,7 @@ class Tracer:
             if node.op == "get_attr":
                 self._weight(node)
             elif node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
-                self.layouts[node] = self.plain(node)
+                self.layouts[node] = self._input(node)
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
@@ -168,6 +172,17 @@ class Tracer:
         lines = block.ids.movedim(best, 0).flatten(1)
         self.ties.tie(lines, lines[:, :1])
         return self.ties.classes()
+
+    def _input(self, node: fx.Node) -> Layout:
+        """An input of the model, its features labelled if they may go (once: a graph that selects some selects no fewer)."""
+        shape = self.sizes(node)
+        selected = any(operator(user) == "aten.index_select" for user in node.users)
+        if not self.features or len(shape) < 2 or selected or not node.meta["val"].is_floating_point():
+            return self.plain(node)
+        axis = 2 if len(shape) == 3 else 1
+        ids = self.ties.fresh(shape[axis])
+        self.inputs[node] = Block((axis,), ids, unknown(ids))
+        return Layout(shape, (self.inputs[node],))
 
     def _weight(self, node: fx.Node) -> None:
         theta = attribute(self.module, str(node.target))
