@@ -83,6 +83,13 @@ def test_one_unit_per_layer_stays_whatever_is_asked():
     assert [layer.alive for layer in run.layers()] == [1] * len(run.layers())
 
 
+def test_a_class_is_not_a_count():
+    model, example = zoo.build("MLP")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(AttachError, match=r"must be MACs\(\)"):
+        winnow.attach(model, optimizer, how=Gating(depth=2), where=Channels(example, count=MACs), when=0.1)
+
+
 def test_the_grain_is_the_largest_units_share():
     model, example = zoo.build("MLP")
     for count in (None, Parameters()):

@@ -11,7 +11,7 @@ from torch import nn
 
 import winnow
 from winnow import runtime
-from winnow.errors import ProofError, RuntimeFormatError
+from winnow.errors import FileError, ProofError, RuntimeFormatError
 from winnow.runtime import AUTO, DENSE, BSRLinear, CSRLinear, SemiStructuredLinear, to_runtime
 
 FORMATS = {"csr": CSRLinear, "bsr": BSRLinear}
@@ -151,9 +151,32 @@ def test_a_kernel_that_is_missing_is_not_chosen(monkeypatch):
         raise NotImplementedError("no such kernel")
 
     monkeypatch.setattr(CSRLinear, "_times", missing)
-    fast, chosen = to_runtime(net(), torch.randn(2, 128), "csr")
+    fast, chosen = to_runtime(net(), torch.randn(2, 128))
     assert type(fast[0]) is nn.Linear
     assert chosen.choices[0].refused["csr"] == "no such kernel"
+    with pytest.raises(RuntimeFormatError, match="no such kernel"):
+        to_runtime(net(), torch.randn(2, 128), "csr")
+
+
+def test_a_format_that_fits_nowhere_says_why():
+    with pytest.raises(RuntimeFormatError, match="GPU"):
+        to_runtime(net(), torch.randn(2, 128), "2:4")
+    with pytest.raises(RuntimeFormatError, match="would store"):
+        to_runtime(net(1.0), torch.randn(2, 128), "csr")
+
+
+def test_slower_is_said_to_be_slower(monkeypatch):
+    monkeypatch.setattr(runtime, "by_turns", lambda runs, *_: [[1.0], *[[4.0]] * (len(runs) - 1)])
+    _, chosen = to_runtime(net(), torch.randn(2, 128), "csr")
+    assert "0 of 2 linear layers are faster" in str(chosen)
+    assert "0.25× as fast as dense" in str(chosen)
+
+
+def test_what_is_for_this_machine_is_not_saved(tmp_path):
+    fast, _ = to_runtime(net(), torch.randn(2, 128), "csr")
+    with pytest.raises(FileError, match="save the model that to_runtime was given"):
+        winnow.save(fast, tmp_path / "fast")
+    assert not (tmp_path / "fast").exists()
 
 
 def test_two_of_four_says_what_it_needs():

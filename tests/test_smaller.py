@@ -88,6 +88,17 @@ def test_other_einstein_sums_pin(sum_):
     assert any("einsum" in why for why in proof.pinned)
 
 
+def test_a_position_embedding_belongs_to_the_channels_it_is_added_to():
+    model, example = zoo.build("position embedding")
+    stream = next(layer for layer in find_units(model, example) if layer.count == 12)
+    assert {m.name for m in stream.members} == {
+        "place", "conv0.weight", "conv0.bias", "conv2.weight", "conv2.bias"
+    }
+    zero_units(model, [stream], [torch.arange(12) < 5])
+    small, _ = compact(model, example)
+    assert small.place.shape == (49, 7)
+
+
 def test_group_normalisation_loses_whole_groups():
     model, example = zoo.build("group normalisation")
     layers = {layer.name: layer for layer in find_units(model, example)}

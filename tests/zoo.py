@@ -342,6 +342,20 @@ class Summing(nn.Module):
         return self.head(x + torch.einsum("abf,cf", hidden, self.down))  # the letters that occur once, in order
 
 
+class Placed(nn.Module):
+    """A position embedding added to the channels of a residual stream, which vanish with its columns only."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv0, self.conv1, self.conv2 = nn.Conv2d(1, 12, 3, 1, 1), nn.Conv2d(12, 9, 3, 1, 1), nn.Conv2d(9, 12, 3, 1, 1)
+        self.place, self.out = nn.Parameter(torch.randn(49, 12)), nn.Linear(12, 10)
+
+    def forward(self, x):
+        y = F.relu(self.conv0(x))
+        y = F.relu(y + self.conv2(F.relu(self.conv1(y))))
+        return self.out((y.flatten(2).transpose(1, 2) + self.place).mean(1))
+
+
 class GroupNormed(nn.Module):
     """Group normalisation: whole groups can go."""
 
@@ -440,6 +454,7 @@ MODELS = {
     "tied head": (TiedHead, lambda: tokens(13)),
     "fixed sizes": (FixedSizes, lambda: torch.randn(2, 5, 12)),
     "Einstein sums": (Summing, lambda: torch.randn(2, 5, 12)),
+    "position embedding": (Placed, lambda: torch.randn(2, 1, 7, 7)),
     "group normalisation": (GroupNormed, image),
     **HUGGING,
 }

@@ -52,10 +52,15 @@ class Spending:
         return self.of(alive) / self.of(self.units)
 
     @property
+    def prices(self) -> list[float]:
+        """Per layer, the share that one of its units holds when all live."""
+        every = range(len(self.units))
+        return [1 - self.share([n - (i == j) for j, n in enumerate(self.units)]) for i in every]
+
+    @property
     def grain(self) -> float:
         """The largest share that one unit holds when all live."""
-        every = range(len(self.units))
-        return 1 - min(self.share([n - (i == j) for j, n in enumerate(self.units)]) for i in every)
+        return max(self.prices)
 
 
 class Count(ABC):

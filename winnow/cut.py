@@ -24,12 +24,13 @@ def smallest(lanes: Sequence[Lane], density: float, spending: Spending | None = 
 
     One group per weight stays in any case.
 
-    Single weights are ranked by magnitude, over all layers.  Larger groups are ranked relative to the mean of their
-    layer's living ones: a norm grows with the size of its group, and small groups are not less worth for being small.
+    Single weights are ranked by magnitude, over all layers.  Larger groups are ranked by `worth` for what they cost: norms of
+    different layers do not compare, and a layer that has become thin should not become thinner at the price of a wide one.
     """
     norms = [whole(lane.site.groups.norm(lane.site.theta.detach())) for lane in lanes]
     if any(lane.site.groups.size > 1 for lane in lanes):
-        norms = [norm / norm[norm > 0].mean() if bool((norm > 0).any()) else norm for norm in norms]
+        prices = [lane.site.entries for lane in lanes] if spending is None else spending.prices
+        norms = [worth(norm) / math.sqrt(price) for norm, price in zip(norms, prices, strict=True)]
     sizes = [lane.site.entries for lane in lanes]
     flat = torch.cat([norm.flatten().float() for norm in norms])
     starts = [0, *itertools.accumulate(norm.numel() for norm in norms)]
@@ -46,6 +47,14 @@ def smallest(lanes: Sequence[Lane], density: float, spending: Spending | None = 
         each = torch.cat([torch.full((n.numel(),), s, device=flat.device) for n, s in zip(norms, sizes, strict=True)])
         kept = order[(each[order].cumsum(0) <= budget) | flat[order].isinf()]
     return _masks(kept, flat, norms)
+
+
+def worth(norm: Tensor) -> Tensor:
+    """Root of the share that each group holds of its layer's Σr², were all smaller ones gone: 1 for the largest."""
+    square = norm.flatten().square()
+    order = norm.flatten().argsort(descending=True, stable=True)
+    left = torch.zeros_like(square).scatter_(0, order, square[order].cumsum(0))
+    return (norm.flatten() / left.sqrt().clamp_min(torch.finfo(norm.dtype).tiny)).view(norm.shape)
 
 
 def _ordered(flat: Tensor, last: Sequence[Tensor | None], norms: Sequence[Tensor]) -> Tensor:

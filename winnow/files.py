@@ -37,6 +37,9 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, compress: bool = F
     from safetensors.torch import save_file
 
     folder = Path(folder)
+    local = next((name for name, module in model.named_modules() if not getattr(module, "portable", True)), None)
+    if local is not None:
+        raise FileError(f"{local!r} is in a format chosen for this machine; save the model that to_runtime was given")
     if folder.exists() and any(folder.iterdir()) and not (folder / STRUCTURE).exists():
         raise FileError(f"{folder} exists and holds other things than a saved model; choose another folder")
     tensors, tied = _tensors(model)

@@ -196,7 +196,7 @@ class Blocks(Grouping):
 @final
 @dataclass(frozen=True)
 class NM(Grouping):
-    """Single entries, n of every m along axis 1 the last to go: `Toward(density=n / m)` leaves exactly n:m.
+    """Single entries, n of every m along axis 1 the last to go: `Toward(density=n / m)` leaves at most n of every m.
 
     2:4 is what NVIDIA's sparse tensor cores compute with (Mishra et al. 2021, arXiv:2104.08378).  The penalty is that of
     single entries; the pattern is in what is cut.

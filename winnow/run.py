@@ -123,6 +123,9 @@ class Run:
         self._host = Host(optimizer, lanes, fused, self.watch.gradients, self._advance)
         self._host.install(schedule.strength(Clock()))
 
+    def __repr__(self) -> str:
+        return f"<Run of {self.how}: {self.phase}, step {self.clock.step}, density {self.density():.4f}, λ {self.strength:.3g}>"
+
     # ---- what is going on --------------------------------------------------------------------------------------
 
     @property
@@ -266,7 +269,8 @@ class Run:
         )
         if clock.step % SWEEP == 0:
             self._sweep()
-            self.watch.layers([(layer.name, layer.alive, layer.groups) for layer in self.layers()], clock.step)
+            rows = [(layer.name, layer.alive, layer.groups) for layer in self.layers()]
+            self.watch.layers(rows, clock.step, self.schedule.target)
         for lane in self._lanes:
             lane.open(host.moment(lane))
 

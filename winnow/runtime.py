@@ -30,6 +30,8 @@ class Packed(nn.Module, ABC):
 
     word: ClassVar[str]
     bias: Tensor | None
+    portable: ClassVar = False
+    """Chosen for one machine: `save` refuses it."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -177,7 +179,8 @@ class Choice:
 
     def __str__(self) -> str:
         tried = ", ".join(f"{word} {1e3 * t:.3f} ms" for word, t in self.seconds.items())
-        kept = f"{self.format}, {self.speedup:.2f}× faster" if self.format != DENSE else "stays dense, nothing is faster"
+        words = f"{self.format}, {self.speedup:.2f}× as fast as dense"
+        kept = words if self.format != DENSE else "stays dense, nothing is faster"
         return f"{self.name} {self.shape[0]}×{self.shape[1]}, {self.density:.1%} nonzero, {self.rows} rows: {kept} ({tried})"
 
 
@@ -195,8 +198,9 @@ class Chosen:
     def __str__(self) -> str:
         if not self.choices:
             return "nothing to choose: the model has no nn.Linear whose weight is its own (a graph has none)"
-        won = sum(choice.format != DENSE for choice in self.choices)
-        head = f"{won} of {len(self.choices)} linear layers are faster in a sparse format" if won else (
+        taken = [choice for choice in self.choices if choice.format != DENSE]
+        won = sum(choice.speedup > 1 for choice in taken)
+        head = f"{won} of {len(self.choices)} linear layers are faster in a sparse format" if taken else (
             "nothing wins: every linear layer is fastest dense on this machine"
         )
         tail = f"outputs equal, relative difference {self.error:.1e}; {self.threads} threads on {self.device}"
@@ -211,7 +215,7 @@ def to_runtime(model: nn.Module, example: Example, format: str = AUTO) -> tuple[
     faster than dense.  `format` names one ("csr", "bsr", "2:4") to take it wherever it fits, faster or not.  Compact
     first: channels that are gone are faster than any format.
 
-    Raises `RuntimeFormatError` for an unknown format and `ProofError` if the outputs differ.
+    Raises `RuntimeFormatError` for an unknown format or one that fits nowhere, and `ProofError` if the outputs differ.
     """
     words = [kind.word for kind in FORMATS]
     if format not in (AUTO, DENSE, *words):
@@ -226,6 +230,9 @@ def to_runtime(model: nn.Module, example: Example, format: str = AUTO) -> tuple[
         if module is not linear:
             owner, _, leaf = name.rpartition(".")
             setattr(fast.get_submodule(owner), leaf, module)
+    why = {reason for choice in choices for word, reason in choice.refused.items() if word == format}
+    if choices and format in words and not any(choice.format == format for choice in choices):
+        raise RuntimeFormatError(f"no linear layer takes {format!r}: it {'; '.join(sorted(why))}; 'auto' measures what fits")
     dtype = next(theta.dtype for theta in model.parameters() if theta.is_floating_point())
     _, error = difference(model, fast, example, dtype)
     if error > TOLERANCES.get(dtype, 100 * torch.finfo(dtype).eps):

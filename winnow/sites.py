@@ -88,6 +88,8 @@ def _unit_sites(
     while inner := [child for name, child in bare.named_children() if name in _WRAPPERS]:
         bare = inner[0]
     tracer, every = read_units(bare, where.example, where.inputs)
+    if where.count is not None and not isinstance(where.count, Count):
+        raise AttachError(f"count must be MACs() or Parameters(), got {where.count!r}; leave it out to count entries")
     read = {member.name for layer in every if layer.feature for member in layer.members}
     layers = [layer for layer in every if layer.count > 1 and (layer.feature or not read & {m.name for m in layer.members})]
     if not layers:

@@ -66,7 +66,7 @@ class Watch:
                 "Penalise the affine weight behind the normalisation instead, e.g. where={'*bn*.weight': Elements()}",
             )
 
-    def layers(self, rows: Sequence[tuple[str, int, int]], step: int) -> None:
+    def layers(self, rows: Sequence[tuple[str, int, int]], step: int, target: float | None) -> None:
         """(name, groups alive, groups) per weight, now and then."""
         gone = [name for name, alive, _ in rows if alive == 0]
         if gone:
@@ -76,7 +76,7 @@ class Watch:
                 "back. Lower the strength, or leave the layer out of where=",
             )
         alive, total = sum(row[1] for row in rows), sum(row[2] for row in rows)
-        if step <= EARLY and alive < 0.1 * total:
+        if step <= EARLY and alive < 0.1 * total * (1.0 if target is None else target):
             self.say(
                 "early",
                 f"{total - alive} of {total} groups are dead after only {step} steps, before they could learn. "

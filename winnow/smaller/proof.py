@@ -57,7 +57,8 @@ class Proof:
         lines = [
             f"outputs {'equal' if self.proved else 'DIFFER'}: relative difference {errors}; max |Δoutput| {self.max_error:.1e}"
         ]
-        for word, (before, after) in (("parameters", self.parameters), ("bytes", self.bytes), ("MACs", self.macs)):
+        counts = {"parameters": self.parameters, "bytes": self.bytes, "MACs on the example": self.macs}
+        for word, (before, after) in counts.items():
             share = f" ({before / after:.2f}× fewer)" if after and after < before else ""
             lines.append(f"{word}: {before:,} → {after:,}{share}")
         if self.parameters[0] == self.parameters[1]:

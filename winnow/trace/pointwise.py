@@ -51,8 +51,26 @@ def binary(tracer: Tracer, node: fx.Node) -> Layouts:
     joined = layouts[0]
     for other in layouts[1:]:
         joined = merge(joined, other, tracer.ties)
+    if operator(node) in ("aten.add", "aten.sub"):
+        for part, layout in zip(parts, layouts, strict=True):
+            added(tracer, part, layout, len(joined.shape), joined)
     blocks = tuple(Block(b.axes, b.ids, _value(tracer, node, b, parts, layouts, joined)) for b in joined.blocks)
     return tracer.out(node, Layout(joined.shape, blocks))
+
+
+def added(tracer: Tracer, part: fx.Node, layout: Layout, rank: int, joined: Layout) -> None:
+    """A weight that is added to a channel (a position embedding) makes it: it has to be zero too for the channel to vanish."""
+    name, lag = tracer.name(part), rank - len(layout.shape)
+    if name is None or part not in tracer.constants:
+        return
+    axes = {a for block in joined.blocks for a in block.axes}
+    tracer.makers.update((name, b.axes[0]) for b in layout.blocks if len(b.axes) == 1 and b.axes[0] + lag in axes)
+
+
+def _even(const: Tensor, axis: int) -> Tensor:
+    """Per index of an axis, the one value that a weight has there, or NaN if it has several."""
+    rows = const.double().movedim(axis, 0).flatten(1)
+    return torch.where((rows == rows[:, :1]).all(1), rows[:, 0], math.nan)
 
 
 def _value(
@@ -75,6 +93,9 @@ def _value(
         if const is not None and own and whole and const.numel() == math.prod(own[0].ids.shape):
             spread = const.double().reshape(own[0].ids.shape)
             moved = Block(tuple(a + lag for a in own[0].axes), own[0].ids, spread)
+            seen[-1] = grid(moved, block.axes, sizes)[1]
+        elif const is not None and len(own) == 1 and len(own[0].axes) == 1:
+            moved = Block((own[0].axes[0] + lag,), own[0].ids, _even(const, own[0].axes[0]))
             seen[-1] = grid(moved, block.axes, sizes)[1]
     name = operator(node)
     if name == "aten.mul":  # nought times anything finite is nought
