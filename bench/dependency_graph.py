@@ -125,7 +125,8 @@ def compare(name: str, build: Any) -> dict[str, Any]:
     ours = {"parameters": proof.parameters, "proved": proof.proved, "form": proof.form, "seconds": time.process_time() - start}
     made, start = lambda name: known(*build(name)), time.process_time()
     try:
-        every = attempt(name, made, groups := plan(name, made)) | ({} if groups else {"outcome": "fails", "error": "no groups"})
+        every = attempt(name, made, groups := plan(name, made))
+        every |= {} if groups else {"outcome": "fails", "at": "grouping", "error": "no groups"}
     except Exception as error:
         every = {"outcome": "fails", "at": "grouping", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
         groups = plan(name, made, ("q_proj", "k_proj", "v_proj"))  # Llama's: their own group is what has no end

@@ -141,7 +141,7 @@ def test_unknown_formats(word):
 
 
 def test_a_kernel_that_errs_is_caught(monkeypatch):
-    monkeypatch.setattr(CSRLinear, "_times", lambda self, x: 1.01 * x @ torch.zeros(self.inputs, self.outputs))
+    monkeypatch.setattr(CSRLinear, "_linear", lambda self, x: 1.01 * x @ torch.zeros(self.inputs, self.outputs))
     with pytest.raises(ProofError, match="differ"):
         to_runtime(net(), torch.randn(2, 128), "csr")
 
@@ -150,7 +150,7 @@ def test_a_kernel_that_is_missing_is_not_chosen(monkeypatch):
     def missing(self, x):
         raise NotImplementedError("no such kernel")
 
-    monkeypatch.setattr(CSRLinear, "_times", missing)
+    monkeypatch.setattr(CSRLinear, "_linear", missing)
     fast, chosen = to_runtime(net(), torch.randn(2, 128))
     assert type(fast[0]) is nn.Linear
     assert chosen.choices[0].refused["csr"] == "no such kernel"
