@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import winnow
 from winnow import Channels, Decay, Dropout, Expected, Gating, LogSum, Lp, Masking, Rows, Toward
-from winnow.errors import AttachError, TraceError
+from winnow.errors import AttachError, TraceError, WinnowWarning
 from winnow.trace import call, leaves
 from winnow.units import find_units
 
@@ -216,3 +216,18 @@ def test_a_model_that_cannot_be_read():
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(TraceError, match=r"torch\.export cannot read Deciding"):
         winnow.attach(model, opt, how=Gating(depth=3), where=Channels(torch.randn(2, 4)), when=0.1)
+
+
+def test_compacting_before_settling_warns(recwarn):
+    """And after settling, or release, it does not; copies and files know nothing of it."""
+    for leave in ("settle", "release"):
+        model, example = zoo.build("MLP")
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        run = winnow.attach(model, opt, how=Gating(depth=2), where=Channels(example), when=0.0)
+        with pytest.warns(WinnowWarning, match="not settled"):
+            winnow.compact(model, example)
+        recwarn.clear()
+        winnow.compact(copy.deepcopy(model), example)
+        getattr(run, leave)()
+        winnow.compact(model, example)
+        assert not recwarn.list

@@ -22,6 +22,7 @@ from winnow.routes.base import Lane, Route, WeightLane
 from winnow.routes.masking import rebalance
 from winnow.schedules import Clock, Constant, Schedule
 from winnow.sites import Where, find_sites
+from winnow.units import ATTACHED
 from winnow.watch import Watch
 
 SWEEP = 50
@@ -57,6 +58,9 @@ def attach(
     chosen = Fused.choose(fused, optimizer, sum(site.theta.numel() for site in sites))
     lanes = [how.lane(site, optimizer) for site in sites]
     run = Run(optimizer, how, schedule, lanes, chosen, spending)
+    for site in sites:
+        for theta in site.weights:
+            setattr(theta, ATTACHED, True)
     run.watch.start(sites)
     return run
 
@@ -235,6 +239,8 @@ class Run:
         self._last, self._last_pressed = (self.strength, self.clock), self._pressed
         self._host.remove()
         self._open = False
+        for theta in (theta for lane in self._lanes for theta in lane.site.weights):
+            vars(theta).pop(ATTACHED, None)
 
     def certificate(self, closure: Callable[[], Tensor] | None = None) -> Certificate:
         """How well F was solved. `closure` returns the whole training loss; without it the last gradients left are used."""

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from winnow.errors import TraceError
 from winnow.trace import Example, Tracer, graph_of
 
+ATTACHED = "_winnow_attached"
+"""Set on a weight while a run trains it: its zeros are not final."""
+
 
 @final
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from winnow.errors import ProofError, TraceError
+from winnow.errors import ProofError, TraceError, warn
 from winnow.smaller.plan import Plan, plan
 from winnow.smaller.proof import TOLERANCES, Proof, difference, macs, size, within
 from winnow.smaller.rewrite import Select, as_graph, same_class
 from winnow.trace import Example, Tracer, cast, clone, graph_of
+from winnow.units import ATTACHED
 
 
 def compact(
@@ -35,6 +36,8 @@ def compact(
     """
     if round_to < 1:
         raise TraceError(f"round_to must be an integer >= 1, got {round_to}; 8 suits many kernels")
+    if any(hasattr(theta, ATTACHED) for theta in model.parameters()):
+        warn("a run is attached to this model and not settled: its zeros are not final; call run.settle() first")
     tracer = Tracer(graph_of(model, example), features=inputs).run()
     select = functools.partial(plan, round_to=round_to)
     found = select(tracer)
