@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from winnow.formats import BSRLinear, CSRLinear, Packed
 from winnow.jobs.report import environment, write_json
 from winnow.measure import by_turns
-from winnow.runtime import BSRLinear, CSRLinear, Packed
 
 OUTPUTS, INPUTS = 4096, 1024
 DENSITIES, ROWS, BAR = (0.02, 0.05, 0.1, 0.2, 0.3), (1, 64, 512), 4.0

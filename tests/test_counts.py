@@ -8,7 +8,10 @@ from test_smaller import thinned
 
 import winnow
 from winnow import Channels, Gating, MACs, Parameters, Toward
-from winnow.errors import AttachError
+from winnow.counts import Size, Spending
+from winnow.cut import smallest
+from winnow.errors import AttachError, TraceError
+from winnow.routes.base import Site
 from winnow.trace import Tracer, graph_of
 from winnow.units import units_of
 
@@ -111,3 +114,28 @@ def test_masking_still_refuses_units():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(AttachError, match="single"):
         winnow.attach(model, optimizer, how=winnow.Masking(), where=Channels(example, count=MACs()), when=0.1)
+
+
+def test_what_costs_nothing_is_ranked_too():
+    """Depth of a table costs parameters and no products: a unit's price may be nought."""
+    spending = Spending(((Size(0.0, {0: 1.0}),),), (4, 4))
+    assert spending.prices == [0.25, 0.0]
+    lanes = []
+    for _ in range(2):
+        theta = torch.nn.Parameter(torch.ones(4, 3))
+        optimizer = torch.optim.SGD([theta], lr=0.1)
+        lanes.append(Gating(depth=2).lane(Site("w", theta, winnow.Rows().bind(theta.shape)), optimizer))
+    dear, free = smallest(lanes, 0.5, spending)
+    assert int((~dear).sum()) == 2
+    assert int((~free).sum()) == 4
+
+
+def test_nothing_to_count_is_said():
+    """A scale and nothing else: no product anywhere."""
+    model, example = zoo.build("MLP")
+    tracer = Tracer(graph_of(model, example)).run()
+    for node in list(tracer.module.graph.nodes):
+        if node.op == "call_function" and "linear" in str(node.target):
+            node.target = torch.ops.aten.relu.default
+    with pytest.raises(TraceError, match="nothing to count"):
+        MACs().spending(tracer, units_of(tracer))

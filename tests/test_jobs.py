@@ -23,7 +23,7 @@ pytest.importorskip("typer", reason="the command needs the extra cli")
 from typer.testing import CliRunner
 
 from winnow.cli import app
-from winnow.jobs import data, models, options, report, train
+from winnow.jobs import data, models, options, report, shrink, train
 from winnow.jobs.options import Options
 from winnow.jobs.screen import Quiet
 
@@ -175,6 +175,13 @@ def test_a_share_of_the_smaller_model_is_met_and_recorded(word: str, tmp_path: P
     assert 0.4 - record["sparse"]["grain"] < after / before <= 0.4
     assert after / before == pytest.approx(record["sparse"]["density"], abs=1e-12)
     assert {"keep_macs": "MACs kept asked", "keep_params": "parameters kept asked"}[word] in done.output
+
+
+@pytest.mark.parametrize(("macs", "missed"), [((100, 40), False), ((100, 41), False), ((100, 55), True)])
+def test_a_smaller_model_larger_than_asked_is_missed(macs: tuple[int, int], missed: bool) -> None:
+    smaller = {"proof": {"macs": macs, "parameters": (100, 99)}}
+    assert shrink.larger(smaller, Options("digits", keep_macs=0.4), 0.02) is missed
+    assert shrink.larger(smaller, Options("digits", keep=0.4), 0.02) is False
 
 
 def test_two_of_four_is_met(tmp_path: Path) -> None:

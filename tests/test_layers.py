@@ -15,7 +15,7 @@ LAYERS = [
     ["units"],
     ["counts"],
     ["smaller"],
-    ["packed"],
+    ["packed", "formats"],
     ["files", "export", "measure"],
     ["runtime"],
     ["factors"],

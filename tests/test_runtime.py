@@ -12,7 +12,8 @@ from torch import nn
 import winnow
 from winnow import runtime
 from winnow.errors import FileError, ProofError, RuntimeFormatError
-from winnow.runtime import AUTO, DENSE, BSRLinear, CSRLinear, SemiStructuredLinear, to_runtime
+from winnow.formats import BSRLinear, CSRLinear, SemiStructuredLinear
+from winnow.runtime import AUTO, DENSE, to_runtime
 
 FORMATS = {"csr": CSRLinear, "bsr": BSRLinear}
 

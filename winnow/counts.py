@@ -15,6 +15,7 @@ from typing import Any, final
 import torch
 from torch import fx, nn
 
+from winnow.errors import TraceError
 from winnow.trace import Tracer
 from winnow.trace.einsum import letters_of
 from winnow.trace.layout import Block, Layout
@@ -55,7 +56,7 @@ class Spending:
     def prices(self) -> list[float]:
         """Per layer, the share that one of its units holds when all live."""
         every = range(len(self.units))
-        return [1 - self.share([n - (i == j) for j, n in enumerate(self.units)]) for i in every]
+        return [max(0.0, 1 - self.share([n - (i == j) for j, n in enumerate(self.units)])) for i in every]
 
     @property
     def grain(self) -> float:
@@ -77,7 +78,10 @@ class Count(ABC):
             tuple(size for layout, axes in factors for size in _sizes(layout, axes, owner, layers))
             for factors in self.sizes(tracer)
         )
-        return Spending(tuple(terms), tuple(layer.count for layer in layers))
+        found = Spending(tuple(terms), tuple(layer.count for layer in layers))
+        if not found.of(found.units):
+            raise TraceError(f"{self} finds nothing to count in this model; leave count out to count entries")
+        return found
 
 
 @final
@@ -125,7 +129,7 @@ def _convolution(tracer: Tracer, node: fx.Node, transposed: bool) -> list[tuple[
     """Every output, or every input of a transposed one, meets a kernel."""
     many, kernel = tracer.layout(node.args[0] if transposed else node), tracer.layout(node.args[1])
     axes: list[int] = list(range(1, len(kernel.shape)))
-    if int(argument(node, 8 if transposed else 6, "groups", 1)) > 1:
+    if int(argument(node, 6, "groups", 1)) > 1:
         kernel = Layout(kernel.shape)  # what is inside a group stays
     return [(many, range(len(many.shape))), (kernel, axes)]
 

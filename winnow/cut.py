@@ -12,6 +12,9 @@ from torch import Tensor
 from winnow.counts import Spending
 from winnow.routes.base import Lane
 
+FREE = 1e-9
+"""Least price of a group: what costs nothing is not worth infinitely much."""
+
 
 def whole(x: Tensor) -> Tensor:
     """A sharded tensor gathered; any other as it is."""
@@ -30,7 +33,7 @@ def smallest(lanes: Sequence[Lane], density: float, spending: Spending | None = 
     norms = [whole(lane.site.groups.norm(lane.site.theta.detach())) for lane in lanes]
     if any(lane.site.groups.size > 1 for lane in lanes):
         prices = [lane.site.entries for lane in lanes] if spending is None else spending.prices
-        norms = [worth(norm) / math.sqrt(price) for norm, price in zip(norms, prices, strict=True)]
+        norms = [worth(norm) / math.sqrt(max(price, FREE)) for norm, price in zip(norms, prices, strict=True)]
     sizes = [lane.site.entries for lane in lanes]
     flat = torch.cat([norm.flatten().float() for norm in norms])
     starts = [0, *itertools.accumulate(norm.numel() for norm in norms)]

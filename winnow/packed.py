@@ -54,7 +54,7 @@ class Bitmask(Packing):
 
 
 @final
-class Rows(Packing):
+class CompressedRows(Packing):
     """Compressed sparse rows: where each row starts, and the column of each value, in 16 bits where they suffice."""
 
     word = "csr"
@@ -78,7 +78,7 @@ class Rows(Packing):
 
 
 _POWERS = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
-PACKINGS: Mapping[str, type[Packing]] = {kind.word: kind for kind in (Bitmask, Rows)}
+PACKINGS: Mapping[str, type[Packing]] = {kind.word: kind for kind in (Bitmask, CompressedRows)}
 LIMIT = 2**31 - 1
 """Entries of a tensor that is packed: indices have 32 bits."""
 
@@ -103,7 +103,8 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, di
 def unpack(written: Mapping[str, Tensor], packed: Mapping[str, Mapping[str, object]]) -> dict[str, Tensor]:
     """The tensors again, bit for bit (but −0, which masks leave by the thousand, becomes 0).
 
-    Raises `FileError` if the parts contradict one another."""
+    Raises `FileError` if the parts contradict one another.
+    """
     tensors = dict(written)
     for name, spec in packed.items():
         try:

@@ -87,6 +87,13 @@ def shrink(model: nn.Module, example: torch.Tensor, folder: Path, seconds: float
     }
 
 
+def larger(smaller: dict[str, Any], options: Options, slack: float) -> bool:
+    """Whether the smaller model has more than the share asked for, as where dead channels had to stay."""
+    word, asked = options.target or ("keep", 1.0)
+    counts = smaller["proof"].get({"keep_macs": "macs", "keep_params": "parameters"}.get(word, ""))
+    return counts is not None and counts[1] > (asked + slack) * counts[0]
+
+
 def reload(run: Finished) -> nn.Module:
     """The smaller model that `shrink` saved."""
     if not (run.folder / SMALL).exists():
