@@ -36,9 +36,10 @@ def compact(
     """
     if round_to < 1:
         raise TraceError(f"round_to must be an integer >= 1, got {round_to}; 8 suits many kernels")
+    graph = graph_of(model, example)
     if any(hasattr(theta, ATTACHED) for theta in model.parameters()):
         warn("a run is attached to this model and not settled: its zeros are not final; call run.settle() first")
-    tracer = Tracer(graph_of(model, example), features=inputs).run()
+    tracer = Tracer(graph, features=inputs).run()
     select = functools.partial(plan, round_to=round_to)
     found = select(tracer)
     small, form, errors, worst = _rewrite(model, example, found, select, inputs)
