@@ -28,11 +28,12 @@ LAYERS = [
     ["run", "recipes"],
     ["", "__init__"],
     ["jobs"],
+    ["papers"],
     ["cli"],
 ]
 
 
-PACKAGES = ("penalties", "schedules", "jobs", "trace", "smaller")
+PACKAGES = ("penalties", "schedules", "jobs", "papers", "trace", "smaller")
 
 
 def module_of(path):

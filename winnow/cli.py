@@ -131,5 +131,37 @@ def export_command(
     typer.echo(f"{path}: read back, outputs equal to {error:.0e} of the largest")
 
 
+@app.command("reproduce")
+def reproduce_command(
+    name: Annotated[str | None, typer.Argument(help="Experiment; none lists them all.", show_default=False)] = None,
+    seeds: Annotated[int | None, typer.Option(help="Repetitions.", show_default="by experiment")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A reduced version: seconds, into runs/.")] = False,
+    jobs: Annotated[int, typer.Option(help="Processes side by side, the CPU threads shared among them.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Record folder.", show_default="records/<date>_<name>, or an unfinished one")
+    ] = None,
+) -> None:
+    """Run a published experiment; write its record: settings, numbers, figure, verdict on every claim.
+
+    An interrupted one goes on where it was when the same command is given again.
+    Exit code: 0 done; 2 bad usage or data; 130 interrupted.
+    """
+    from . import papers
+    from .papers import screen
+
+    console = Console()
+    if name is None:
+        console.print(screen.listing(papers.EXPERIMENTS.values()))
+        return
+    try:
+        with _said():
+            done = papers.perform(name, seeds, quick, jobs, out, screen.News(console))
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from here", style="yellow")
+        raise typer.Exit(train.INTERRUPTED) from None
+    console.print(screen.verdicts(done.record))
+    console.print(f"record: {done.folder}", markup=False, highlight=False, soft_wrap=True)
+
+
 if __name__ == "__main__":
     app()

@@ -1,0 +1,1 @@
+"""DECAY: the experiments of p-norm weight decay."""

@@ -1,0 +1,1 @@
+"""GATING: the experiments of D-Gating."""
