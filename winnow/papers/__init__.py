@@ -15,6 +15,8 @@ from .study import News, open_study, read, reproduce
 from .texts import PAPERS
 
 MODULES = (
+    "pilot.flow",
+    "pilot.diagonal",
     "decay.toy",
     "decay.extinction",
     "gating.convergence",

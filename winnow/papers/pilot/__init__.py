@@ -1,0 +1,1 @@
+"""PILOT: the experiments of Mask in the Mirror and its successors."""
