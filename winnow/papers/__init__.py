@@ -17,6 +17,9 @@ from .texts import PAPERS
 MODULES = (
     "pilot.flow",
     "pilot.diagonal",
+    "dropout.penalties",
+    "dropout.regression",
+    "dropout.mnist",
     "decay.toy",
     "decay.extinction",
     "gating.convergence",

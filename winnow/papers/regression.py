@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from winnow.penalties import Penalty
+from winnow.routes import Dropout, Expected, Route
+
+from .small import attached
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,11 @@ class Linear:
     y: Tensor
 
     def loss(self, w: Tensor) -> Tensor:
-        out: Tensor = 0.5 * (self.y - self.X @ w).square().mean()
+        return self.loss_of(self.X @ w)
+
+    def loss_of(self, prediction: Tensor) -> Tensor:
+        """The same of Xw."""
+        out: Tensor = 0.5 * (self.y - prediction).square().mean()
         return out
 
     def objective(self, w: Tensor, penalty: Penalty, strength: float) -> float:
@@ -57,3 +64,35 @@ def correlated(
     w = torch.zeros(d, dtype=torch.float64)
     w[torch.randperm(d, generator=dice)[: len(truth)]] = torch.tensor(truth, dtype=torch.float64)
     return Linear(X, X @ w + noise * torch.randn(n, generator=dice, dtype=torch.float64)), w
+
+
+def descent(
+    problem: Linear, start: Tensor, how: Route, penalty: Penalty, strength: float, lr: float, steps: int
+) -> tuple[Tensor, list[list[float]]]:
+    """Plain SGD down `how` from `start`: the end weights, and [Σlr, F] along the way.
+
+    The rate falls by cosine.  Random masks need a slower end: lr/(1 + t/1000), the last half's weights averaged, and the
+    method's own pruning rule (keep probability below its tolerance) at the end.
+    """
+    noisy = isinstance(how, Dropout) and not isinstance(how.mask, Expected)
+    model, optimizer, _ = attached(start, lr, how, strength)
+    rates: torch.optim.lr_scheduler.LRScheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    if noisy:
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (1 + t / 1000))
+    path, flow, seen, mean = [], 0.0, 0, torch.zeros_like(start)
+    marks = {round(steps ** (k / 60)) for k in range(61)}
+    torch.manual_seed(0)
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        problem.loss_of(model(problem.X)).backward()  # type: ignore[no-untyped-call]
+        flow += optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        rates.step()
+        if noisy and step > steps // 2:
+            seen, mean = seen + 1, mean + model.w.detach()
+        if step in marks:
+            path.append([flow, problem.objective(mean / seen if seen else model.w.detach(), penalty, strength)])
+    w = mean / seen if seen else model.w.detach().clone()
+    if isinstance(how, Dropout) and noisy:
+        w = torch.where(how.keep(w.abs(), strength) < how.tolerance, 0.0, w)
+    return w, path

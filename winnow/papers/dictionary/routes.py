@@ -11,8 +11,7 @@ from winnow.routes import Bernoulli, Decay, Dropout, Expected, Gating, Masking, 
 
 from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdict, among
 from ..plots import curve, label, panels
-from ..regression import correlated
-from ..small import attached
+from ..regression import correlated, descent
 from ..texts import DICTIONARY
 
 CLAIMS = (
@@ -47,7 +46,9 @@ def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
         w = _decoupled(problem, start, settings)
         path: list[list[float]] = []
     else:
-        w, path = _descend(problem, start, cell["route"], penalty, settings)
+        noisy, steps = cell["route"] == "random dropout", settings["steps"]
+        lr = settings["noisy_lr" if noisy else "lr"]
+        w, path = descent(problem, start, route_of(cell["route"], penalty), penalty, strength, lr, steps)
     scale = float(reference.norm())
     return {
         "reference": problem.objective(reference, penalty, strength),
@@ -68,43 +69,6 @@ def route_of(name: str, penalty: Penalty) -> Route:
     if name.endswith("dropout"):
         return Dropout(penalty, mask=Expected() if name.startswith("expected") else Bernoulli())
     return Decay(penalty) if name == "decay" else Gating(penalty)
-
-
-def _descend(
-    problem: Any, start: Any, name: str, penalty: Penalty, settings: Settings
-) -> tuple[Any, list[list[float]]]:
-    """End weights and [Σlr, F] along the way; random masks average the last half's weights and prune α < 0.05."""
-    noisy, strength, steps = name == "random dropout", settings["strength"], settings["steps"]
-    how = route_of(name, penalty)
-    model, optimizer, _ = attached(start, settings["noisy_lr" if noisy else "lr"], how, strength)
-    rates = (
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (1 + t / settings["noisy_half"]))
-        if noisy
-        else torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    )
-    path, flow, seen, mean = [], 0.0, 0, torch.zeros_like(start)
-    torch.manual_seed(0)
-    marks = {round(steps ** (k / 60)) for k in range(61)}
-    for step in range(1, steps + 1):
-        optimizer.zero_grad()
-        model_loss(model, problem).backward()
-        optimizer.step()
-        flow += optimizer.param_groups[0]["lr"]
-        rates.step()
-        if noisy and step > steps // 2:
-            seen, mean = seen + 1, mean + model.w.detach()
-        if step in marks:
-            w = mean / seen if seen else model.w.detach()
-            path.append([flow, problem.objective(w, penalty, strength)])
-    w = mean / seen if noisy else model.w.detach().clone()
-    if isinstance(how, Dropout) and noisy:
-        w = torch.where(how.keep(w.abs(), strength) < how.tolerance, 0.0, w)
-    return w, path
-
-
-def model_loss(model: Any, problem: Any) -> Any:
-    """The loss through `forward`, where dropout puts its masks."""
-    return 0.5 * (problem.y - model(problem.X)).square().mean()
 
 
 def _decoupled(problem: Any, start: Any, settings: Settings) -> Any:
@@ -193,7 +157,6 @@ FULL = {
     "lr": 0.1,
     "steps": 60_000,
     "noisy_lr": 0.02,
-    "noisy_half": 1000,
 }
 EXPERIMENT = Experiment(
     name="dictionary-routes",

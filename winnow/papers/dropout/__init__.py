@@ -1,0 +1,1 @@
+"""DROPOUT: the experiments of adaptive dropout."""
