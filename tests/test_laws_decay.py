@@ -14,7 +14,7 @@ from lawbook import Weight, close, distance, group_lasso, lasso, randn, tensor, 
 from sklearn.linear_model import Lasso
 
 import winnow
-from winnow import MCP, SCAD, Columns, Decay, Dropout, Elements, Expected, Gating, Log2Sum, LogSum, Lp, Rows
+from winnow import MCP, SCAD, Columns, Decay, Dropout, Elements, Expected, Fair, Gating, Log2Sum, LogSum, Lp, Rows
 from winnow.errors import AttachError, PenaltyError
 from winnow.penalties import HardConcrete, Scaled, Standout, VariationalDropout
 from winnow.routes.base import Moment, Site
@@ -23,7 +23,7 @@ from winnow.routes.decay import DecayLane, shrinkage
 EPS = torch.finfo(torch.float64).eps
 PENALTIES = [
     *(Lp(p) for p in (0.3, 0.5, 2 / 3, 0.8, 1.0, 1.5, 2.0)),
-    *(LogSum(0.5), Log2Sum(0.5), MCP(1.5), SCAD(3.7, 0.5), VariationalDropout(), HardConcrete(), Standout()),
+    *(LogSum(0.5), Log2Sum(0.5), Fair(0.5), MCP(1.5), SCAD(3.7, 0.5), VariationalDropout(), HardConcrete(), Standout()),
     Scaled(LogSum(0.5), 0.5),
 ]
 GROUPINGS = {"elements": Elements(), "rows": Rows(), "columns, weighted": Columns(weighted=True)}
@@ -345,7 +345,7 @@ def test_zero_is_absorbing_exactly_where_the_penalty_can_make_zeros(penalty):
         assert torch.isfinite(w).all()
         assert float(w[1]) != 0
         assert (float(w[0]) == 0) == (penalty.eta_at_zero == 0)
-    assert (penalty.eta_at_zero == 0) == (penalty not in (Lp(2.0), Log2Sum(0.5), Standout()))
+    assert (penalty.eta_at_zero == 0) == (penalty not in (Lp(2.0), Log2Sum(0.5), Fair(0.5), Standout()))
 
 
 @pytest.mark.parametrize("where", [Elements(), Rows()], ids=str)

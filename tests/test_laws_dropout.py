@@ -11,7 +11,7 @@ from lawbook import close, randn, tensor
 from torch import nn
 
 import winnow
-from winnow import MCP, SCAD, Bernoulli, Columns, Dropout, Elements, Expected, Gaussian, Log2Sum, LogSum, Lp, Rows
+from winnow import MCP, SCAD, Bernoulli, Columns, Dropout, Elements, Expected, Fair, Gaussian, Log2Sum, LogSum, Lp, Rows
 from winnow.errors import PenaltyError, WinnowWarning
 from winnow.penalties import HardConcrete, Scaled, Standout, VariationalDropout
 from winnow.routes.dropout import DropoutLane, Mask
@@ -19,7 +19,7 @@ from winnow.routes.dropout import DropoutLane, Mask
 EPS = torch.finfo(torch.float64).eps
 PENALTIES = [
     *(Lp(p) for p in (0.5, 1.0, 1.5, 2.0)),
-    *(LogSum(0.5), Log2Sum(0.5), MCP(1.5), SCAD(3.7, 0.5), VariationalDropout(), HardConcrete(), Standout()),
+    *(LogSum(0.5), Log2Sum(0.5), Fair(0.5), MCP(1.5), SCAD(3.7, 0.5), VariationalDropout(), HardConcrete(), Standout()),
     Scaled(LogSum(0.5), 0.5),
 ]
 pytestmark = pytest.mark.filterwarnings("ignore:.*flat at zero")

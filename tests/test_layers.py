@@ -21,7 +21,7 @@ LAYERS = [
     ["factors"],
     ["routes.base"],
     ["routes.factored"],
-    ["routes.decay", "routes.dropout", "routes.gating", "routes.masking", "routes.variational"],
+    ["routes.decay", "routes.dropout", "routes.gating", "routes.hyperbolic", "routes.masking", "routes.variational"],
     ["routes", "cut"],
     ["sites", "fused", "watch", "certificate", "checkpoint"],
     ["host"],

@@ -153,6 +153,38 @@ class Log2Sum(Penalty):
 
 @final
 @dataclass(frozen=True)
+class Fair(Penalty):
+    """Ω(r) = c²(r/c - log(1 + r/c)): η̂ = 1 + r/c, quadratic below c, linear far above. Flat at 0, so it makes no zeros.
+
+    Source: the Fair function of robust statistics (Rey 1983); what HAM's step stands for (arXiv 2506.02630), c = 1/α.
+    """
+
+    c: float
+
+    def __post_init__(self) -> None:
+        require("Fair: c", self.c, hint="try 1; for exact zeros use LogSum instead")
+
+    def value(self, r: Tensor) -> Tensor:
+        return self.c * (r - self.c * torch.log1p(r / self.c))
+
+    def slope(self, r: Tensor) -> Tensor:
+        return r / (1 + r / self.c)
+
+    def eta_ratio(self, r: Tensor) -> tuple[Number, Number]:
+        return 1 + r / self.c, 1.0
+
+    def dual_ratio(self, num: Tensor, den: Number) -> Tensor:
+        # c²(η - 1/η - 2 log η) from η = 1 on, 0 below
+        num = torch.clamp(num, min=torch.as_tensor(den, dtype=num.dtype, device=num.device))
+        return self.c**2 * (num / den - den / num - 2 * torch.log(num / den))
+
+    def dual_slope_ratio(self, num: Tensor, den: Number) -> Tensor:
+        num = torch.clamp(num, min=torch.as_tensor(den, dtype=num.dtype, device=num.device))
+        return (self.c * (1 - den / num) / den) ** 2
+
+
+@final
+@dataclass(frozen=True)
 class MCP(Penalty):
     """Minimax concave penalty: Ω(r) = r - r²/(2b) up to the knot b, then b/2; f = bη/(η + b).
 

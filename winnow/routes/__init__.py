@@ -4,6 +4,7 @@ from winnow.routes.base import Route
 from winnow.routes.decay import Decay
 from winnow.routes.dropout import Bernoulli, Dropout, Expected, Gaussian
 from winnow.routes.gating import Gating
+from winnow.routes.hyperbolic import Hyperbolic
 from winnow.routes.masking import Masking
 from winnow.routes.variational import Local, Variational, WeightNoise
 
@@ -14,6 +15,7 @@ __all__ = [
     "Expected",
     "Gating",
     "Gaussian",
+    "Hyperbolic",
     "Local",
     "Masking",
     "Route",
