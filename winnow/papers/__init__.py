@@ -17,14 +17,26 @@ from .texts import PAPERS
 MODULES = (
     "pilot.flow",
     "pilot.diagonal",
+    "pilot.oneshot",
+    "pilot.iterative",
+    "pilot.signin",
     "dropout.penalties",
     "dropout.regression",
     "dropout.mnist",
     "decay.toy",
     "decay.extinction",
+    "decay.lenet",
+    "decay.shakespeare",
     "gating.convergence",
     "gating.regression",
+    "gating.features",
+    "gating.trees",
+    "gating.additive",
+    "gating.fusion",
+    "gating.heads",
+    "gating.filters",
     "dictionary.routes",
+    "dictionary.gates",
 )
 
 

@@ -65,7 +65,12 @@ class Paper:
 class Bench:
     """Where a cell works: `scratch` is a folder of its own that survives an interruption."""
 
-    scratch: Path
+    scratch: Path | None
+
+    @classmethod
+    def nowhere(cls) -> Bench:
+        """For a training of seconds, which keeps no checkpoint."""
+        return cls(None)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,8 @@ class Training:
     rates: Rates | None = None
     each: Callable[[int, float], dict[str, Any]] = lambda epoch, loss: {"epoch": epoch, "loss": loss}
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    extra: Callable[[], Tensor | float] | None = None
+    """Added to the loss at every step: the penalty of a method that puts it there."""
 
     def fit(self, bench: Bench) -> list[dict[str, Any]]:
         """All epochs, from the last checkpoint of an interrupted run if there is one; stops at a loss that is not finite.
@@ -54,13 +58,13 @@ class Training:
                     return [*history, {"epoch": epoch + 1, "diverged": True}]
             self.model.eval()
             history.append(self.each(epoch + 1, sum(losses) / len(losses)))
-            if time.monotonic() - saved > EVERY:
-                self._keep(bench, epoch + 1, history)
+            if bench.scratch and time.monotonic() - saved > EVERY:
+                self._keep(bench.scratch, epoch + 1, history)
                 saved = time.monotonic()
         return history
 
     def _step(self, x: Tensor, y: Tensor) -> float:
-        loss = self.loss(self.model(x), y)
+        loss = self.loss(self.model(x), y) + (self.extra() if self.extra else 0.0)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -68,17 +72,17 @@ class Training:
             self.rates.step()
         return loss.item()
 
-    def _keep(self, bench: Bench, epoch: int, history: list[dict[str, Any]]) -> None:
+    def _keep(self, scratch: Path, epoch: int, history: list[dict[str, Any]]) -> None:
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         rates = self.rates.state_dict() if self.rates else None
         state = {**parts, "rates": rates, "epoch": epoch, "history": history, "dice": torch.get_rng_state()}
-        bench.scratch.mkdir(parents=True, exist_ok=True)
-        torch.save(state, bench.scratch / "state.part")
-        os.replace(bench.scratch / "state.part", bench.scratch / "state.pt")
+        scratch.mkdir(parents=True, exist_ok=True)
+        torch.save(state, scratch / "state.part")
+        os.replace(scratch / "state.part", scratch / "state.pt")
 
     def _resumed(self, bench: Bench) -> tuple[int, list[dict[str, Any]]]:
-        path = bench.scratch / "state.pt"
-        if not path.exists():
+        path = bench.scratch and bench.scratch / "state.pt"
+        if path is None or not path.exists():
             return 0, []
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
@@ -112,6 +116,16 @@ def shuffled(x: Tensor, y: Tensor, batch: int, seed: int) -> Batches:
         dice = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         for chosen in torch.split(torch.randperm(len(x), generator=dice), batch):
             yield x[chosen], y[chosen]
+
+    return batches
+
+
+def stream(epochs: Batches, steps: int) -> Batches:
+    """`steps` minibatches, epoch after epoch, as the only epoch."""
+
+    def batches(_epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        every = (pair for epoch in itertools.count() for pair in epochs(epoch))
+        return itertools.islice(every, steps)
 
     return batches
 

@@ -18,7 +18,7 @@ from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdi
 from ..data import examples
 from ..plots import colour, label, panels
 from ..texts import DROPOUT
-from ..training import Training, cosine, cross_entropy, error, shuffled
+from ..training import Training, cosine, error, shuffled
 
 CLAIMS = (
     "AdaTikhonov ≈ LogSum: identical gradients",
@@ -78,10 +78,7 @@ def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
         left = sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
         return {"epoch": epoch, "left": left, "error": 100 * _masked_error(task, masks, data.test_x, data.test_y)}
 
-    def loss(logits: Tensor, wanted: Tensor) -> Tensor:
-        return cross_entropy(logits, wanted) + (task.extra() if task.extra else 0.0)
-
-    history = Training(model, task.optimizer, batches, settings["epochs"], rates, look, loss).fit(bench)
+    history = Training(model, task.optimizer, batches, settings["epochs"], rates, look, extra=task.extra).fit(bench)
     if task.run:
         task.run.settle()
         history[-1] = look(settings["epochs"], 0.0)

@@ -1,0 +1,158 @@
+"""GRID: p and λ of p-norm decay on a network, beside AdamW, proximal L1 and the L_p gradient on the loss."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import winnow
+from winnow.penalties import Lp
+from winnow.routes import Decay
+
+from ..base import Cell, Outcome, Row, Settings, Table, Verdict, among
+from ..plots import colour, curve, label, panels
+
+CLAIMS = (
+    "p < 1 reaches high sparsity with a loss or error near AdamW's",
+    "the transition in λ is sharp: most of the change in sparsity within a factor of ten",
+    "sparsity grows as p falls below 1; p > 1 leaves no zeros",
+    "the L_p gradient on the loss under Adam gives no exact zeros (negative control)",
+)
+OTHERS = ("AdamW", "L1 proximal", "L_p gradient")
+TINY = 1e-13  # the authors' threshold
+
+
+def cells(settings: Settings, seeds: int) -> list[Cell]:
+    ours = [{"method": "decay", "p": p, "lambda_c": c} for p in settings["p"] for c in settings["lambda_c"]]
+    l1 = [{"method": "L1 proximal", "p": 1.0, "lambda_c": c} for c in settings["lambda_c"]]
+    gradient = [{"method": "L_p gradient", "p": 0.8, "lambda_c": c} for c in settings["gradient_lambda"]]
+    return [{"method": "AdamW", "p": 2.0, "lambda_c": w / 2} for w in settings["adamw"]] + ours + l1 + gradient
+
+
+Penalised = Callable[[], Tensor] | None
+
+
+def prepare(
+    cell: Cell, model: nn.Module, lr: float, betas: tuple[float, float]
+) -> tuple[torch.optim.Optimizer, Penalised]:
+    """The cell's optimizer on `model`, its weights of two or more dimensions decayed; and what goes on the loss."""
+    weights = [theta for theta in model.parameters() if theta.dim() >= 2]
+    rest = [theta for theta in model.parameters() if theta.dim() < 2]
+    p, c = cell["p"], cell["lambda_c"]
+    decay = 2 * c if cell["method"] == "AdamW" else 0.0
+    groups = [{"params": weights, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr, betas=betas)
+    if cell["method"] == "decay":
+        where = winnow.Elements()
+        winnow.attach(model, optimizer, how=Decay(Lp(p), rescale=False), where=where, when=p * c, fused=False)
+    if cell["method"] == "L1 proximal":
+        optimizer.register_step_post_hook(lambda *_: _shrink(weights, optimizer.param_groups[0]["lr"] * c))
+    if cell["method"] == "L_p gradient":
+        return optimizer, lambda: c * torch.stack([(w.abs() + TINY).pow(p).sum() for w in weights]).sum()
+    return optimizer, None
+
+
+@torch.no_grad()
+def _shrink(weights: list[nn.Parameter], by: float) -> None:
+    """The decoupled soft threshold lr·λ (the authors' Adam_L1)."""
+    for w in weights:
+        w.copy_(w.sign() * (w.abs() - by).clamp_min(0))
+
+
+def sparsity(model: nn.Module) -> float:
+    """Share of the decayed weights below 1e-13."""
+    weights = [theta.detach() for theta in model.parameters() if theta.dim() >= 2]
+    return float(sum((w.abs() < TINY).sum() for w in weights) / sum(w.numel() for w in weights))
+
+
+def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
+    """`score` of a row is what should be small: an error in %, or a loss."""
+    ours, near, unit = among(rows, method="decay"), settings["near"], settings["unit"]
+    best = min(row["score"] for row in among(rows, method="AdamW"))
+    small = [row for row in ours if row["p"] < 1 and row["score"] <= best + near]
+    top = max(small, key=lambda row: row["sparsity"], default=None)
+    said = (
+        "none"
+        if top is None
+        else f"{100 * top['sparsity']:.1f} % zeros at {top['score']:.2f} {unit} (p = {top['p']:g})"
+    )
+    jumps = {p: _jump(among(ours, p=p)) for p in settings["p"] if p < 1}
+    most = {
+        p: [row["sparsity"] for row in sorted(among(ours, p=p), key=lambda r: r["lambda_c"])] for p in settings["p"]
+    }
+    falling = [p for p in sorted(settings["p"]) if p <= 1]
+    ordered = all(max(most[a]) >= max(most[b]) - 0.01 for a, b in itertools.pairwise(falling))
+    above = max((max(most[p]) for p in settings["p"] if p > 1), default=0.0)
+    gradient = max((row["sparsity"] for row in among(rows, method="L_p gradient")), default=0.0)
+    return [
+        Verdict(
+            CLAIMS[0],
+            "up to 99.5 %, accuracy near AdamW",
+            f"{said}; AdamW {best:.2f} {unit}, near: within {near:g}",
+            Outcome.of(top is not None and top["sparsity"] > 0.9),
+        ),
+        Verdict(
+            CLAIMS[1],
+            "3 → 65 → 90 % for λ_c .002 → .005 → .01",
+            "; ".join(f"p = {p:g}: {100 * jump:.0f} points within ten" for p, jump in jumps.items()),
+            Outcome.of(all(jump > 0.5 for jump in jumps.values())),
+        ),
+        Verdict(
+            CLAIMS[2],
+            "strongest for p < 1",
+            "most zeros " + ", ".join(f"p = {p:g}: {100 * max(most[p]):.1f} %" for p in sorted(most)),
+            Outcome.of(ordered and above < 0.01),
+        ),
+        Verdict(CLAIMS[3], "not sparse", f"at most {100 * gradient:.2f} % zeros", Outcome.of(gradient < 0.01)),
+    ]
+
+
+def _jump(rows: list[Row]) -> float:
+    """Largest difference of sparsity between two strengths at most ten times apart."""
+    pairs = itertools.combinations(rows, 2)
+    near = [
+        abs(a["sparsity"] - b["sparsity"])
+        for a, b in pairs
+        if max(a["lambda_c"], b["lambda_c"]) <= 10.01 * min(a["lambda_c"], b["lambda_c"])
+    ]
+    return max(near, default=0.0)
+
+
+def draw(rows: list[Row], settings: Settings) -> Any:
+    figure, (transition, trade) = panels(2, width=5.0, height=3.8)
+    for i, p in enumerate(settings["p"]):
+        found = sorted(among(rows, method="decay", p=p), key=lambda row: row["lambda_c"])
+        curve(transition, i, [row["lambda_c"] for row in found], [100 * row["sparsity"] for row in found], f"p = {p:g}")
+        trade.plot(
+            [100 * row["sparsity"] for row in found],
+            [row["score"] for row in found],
+            "o-",
+            ms=3.5,
+            color=colour(i),
+            label=f"p = {p:g}",
+        )
+    for k, method in enumerate(OTHERS):
+        found = [row for row in among(rows, method=method) if row["score"] is not None]
+        trade.plot(
+            [100 * r["sparsity"] for r in found],
+            [r["score"] for r in found],
+            "*^x"[k],
+            color=colour(5 + k),
+            label=method,
+        )
+    transition.set_xscale("log")
+    label(transition, "sparsity against strength", "λ_c (authors')", "zeros %")
+    label(trade, "what it costs", "zeros %", settings["unit"], legend=True)
+    return figure
+
+
+def table(rows: list[Row], settings: Settings) -> Table:
+    lines = [
+        [row["method"], f"{row['p']:g}", f"{row['lambda_c']:g}", f"{row['score']:.3f}", f"{100 * row['sparsity']:.2f}"]
+        for row in rows
+    ]
+    return Table(("method", "p", "λ_c", settings["unit"], "zeros %"), lines)

@@ -1,0 +1,72 @@
+"""SHAKESPEARE: p-norm decay of a nanoGPT on Tiny Shakespeare, over p and λ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from winnow.jobs.models import GPTConfig, NanoGPT
+from winnow.jobs.train import evaluate
+
+from ..base import Bench, Cell, Experiment, Settings
+from ..data import text
+from ..texts import DECAY
+from ..training import Training, cosine, stream
+from . import grid
+
+
+def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
+    data = text(settings["block"])
+    torch.manual_seed(0)
+    model = NanoGPT(
+        GPTConfig(data.classes, settings["layers"], settings["heads"], settings["width"], settings["block"])
+    )
+    optimizer, extra = grid.prepare(cell, model, settings["lr"], (0.9, 0.99))
+
+    batches = stream(lambda epoch: data.batches(settings["batch"], 0, epoch), settings["steps"])
+    Training(model, optimizer, batches, 1, cosine(optimizer, settings["steps"]), extra=extra).fit(bench)
+    return {"score": evaluate(model, data)[0], "sparsity": grid.sparsity(model)}
+
+
+FULL = {
+    "p": [0.5, 0.8, 1.0, 1.5],
+    "lambda_c": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+    "gradient_lambda": [1e-6, 1e-5],
+    "adamw": [0.0, 0.1, 1.0],
+    "lr": 2e-3,
+    "layers": 4,
+    "heads": 4,
+    "width": 128,
+    "block": 64,
+    "steps": 1500,
+    "batch": 32,
+    "near": 0.1,
+    "unit": "validation loss",
+}
+EXPERIMENT = Experiment(
+    name="decay-shakespeare",
+    paper=DECAY,
+    title="nanoGPT on Tiny Shakespeare over p and λ",
+    claims=grid.CLAIMS,
+    differs="Shrunk for two cores: 4 layers, width 128, context 64, 1,500 steps of 32 windows (published: 6 layers, width "
+    "384, context 256, 5,000 steps); Adam 2e-3, β₂ 0.99, cosine, one seed. Near AdamW means within 0.1 nats of "
+    "its best loss.",
+    full=FULL,
+    quick=FULL
+    | {
+        "p": [0.5],
+        "lambda_c": [1e-2, 1e-1],
+        "gradient_lambda": [1e-5],
+        "adamw": [0.0],
+        "layers": 1,
+        "width": 32,
+        "steps": 30,
+    },
+    cells=grid.cells,
+    run=run,
+    judge=grid.judge,
+    draw=grid.draw,
+    table=grid.table,
+    minutes=50.0,
+)

@@ -1,0 +1,162 @@
+"""GATES: the gate w = v·s for LogSum, MCP and variational dropout's penalty against decay and dropout, on a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import winnow
+from winnow.jobs.models import LeNet300100
+from winnow.penalties import MCP, Penalty, Scaled, VariationalDropout
+from winnow.penalties import LogSum as Log
+
+from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdict, among
+from ..data import examples
+from ..plots import colour, label, panels
+from ..texts import DICTIONARY
+from ..training import Training, cosine, count_steps, cross_entropy, error, shuffled
+
+CLAIMS = (
+    "the gate reaches exact zeros for every one of the penalties, by plain L2-like terms alone",
+    "at equal λ gate and decay end at like objectives",
+    "in the sparse tail (≤ 5 % left) the gate errs no more than decay and dropout with the same penalty",
+)
+PENALTIES: dict[str, Penalty] = {
+    "LogSum(0.1), slope 1": Scaled(Log(0.1), 0.1),
+    "MCP(0.5)": MCP(0.5),
+    "VarDrop": VariationalDropout(),
+}
+ROUTES = ("gate", "decay", "dropout")
+
+
+def cells(settings: Settings, seeds: int) -> list[Cell]:
+    return [{"penalty": p, "route": r, "lambda": c} for p in PENALTIES for r in ROUTES for c in settings["lambda"]]
+
+
+def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
+    data = examples(settings["data"])
+    torch.manual_seed(0)
+    model = LeNet300100(data.x.shape[1], 10, tuple(settings["hidden"]))
+    optimizer = torch.optim.SGD(model.parameters(), settings["lr"], momentum=0.9)
+    penalty = PENALTIES[cell["penalty"]]
+    how: Any = {"gate": winnow.Gating, "decay": winnow.Decay}.get(cell["route"], _expected)(penalty)
+    strength = winnow.Ramp(cell["lambda"], settings["ramp"])
+    handle = winnow.attach(model, optimizer, how=how, where=winnow.Elements(), when=strength)
+    steps = count_steps(len(data.x), settings["batch"], settings["epochs"])
+    batches = shuffled(data.x, data.y, settings["batch"], 0)
+    Training(model, optimizer, batches, settings["epochs"], cosine(optimizer, steps)).fit(bench)
+    handle.settle(settings["zero"])
+    weights = [w.detach() for w in (model.fc1.weight, model.fc2.weight, model.fc3.weight)]
+    with torch.no_grad():
+        loss = float(cross_entropy(model(data.x), data.y))
+        cost = cell["lambda"] * float(sum(penalty.value(w.abs()).sum() for w in weights))
+    left = sum(int((w != 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    return {"left": left, "error": 100 * error(model, data.test_x, data.test_y), "objective": loss + cost}
+
+
+def _expected(penalty: Penalty) -> winnow.Dropout:
+    return winnow.Dropout(penalty, mask=winnow.Expected())
+
+
+def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
+    strongest = max(settings["lambda"])
+    left = {p: min(row["left"] for row in among(rows, penalty=p, route="gate")) for p in PENALTIES}
+    apart = []
+    for p in PENALTIES:
+        for c in settings["lambda"]:
+            gate, decay = (among(rows, penalty=p, route=r, **{"lambda": c})[0]["objective"] for r in ("gate", "decay"))
+            apart.append(abs(gate - decay) / max(gate, decay))
+    tail = {p: {r: _best(among(rows, penalty=p, route=r)) for r in ROUTES} for p in PENALTIES}
+    ahead = all(found["gate"] <= min(found["decay"], found["dropout"]) + 0.1 for found in tail.values())
+    return [
+        Verdict(
+            CLAIMS[0],
+            "derived",
+            "least left: " + ", ".join(f"{p} {100 * x:.2f} %" for p, x in left.items()),
+            Outcome.of(max(left.values()) < 0.2),
+        ),
+        Verdict(
+            CLAIMS[1],
+            "derived (equal local minima)",
+            f"at most {100 * max(apart):.0f} % apart at λ up to {strongest:g}",
+            Outcome.of(max(apart) < 0.1),
+        ),
+        Verdict(
+            CLAIMS[2],
+            "not published",
+            "; ".join(f"{p}: " + ", ".join(f"{r} {_words(e)}" for r, e in found.items()) for p, found in tail.items()),
+            Outcome.of(ahead),
+        ),
+    ]
+
+
+def _words(value: float) -> str:
+    return f"{value:.2f} %" if value < 100 else "never there"
+
+
+def _best(rows: list[Row]) -> float:
+    """Least error with at most 5 % of the weights left; 100 if there is none."""
+    return min((row["error"] for row in rows if row["left"] <= 0.05), default=100.0)
+
+
+def draw(rows: list[Row], settings: Settings) -> Any:
+    figure, axes = panels(len(PENALTIES), "LeNet-300-100: error against weights left, one point per λ")
+    for ax, penalty in zip(axes, PENALTIES, strict=True):
+        for i, route in enumerate(ROUTES):
+            found = among(rows, penalty=penalty, route=route)
+            ax.plot(
+                [row["left"] for row in found],
+                [row["error"] for row in found],
+                "o-",
+                ms=3.5,
+                color=colour(i),
+                label=route,
+            )
+        ax.set_xscale("log")
+        label(ax, penalty, "share of weights left", "test error %")
+    return figure
+
+
+def table(rows: list[Row], settings: Settings) -> Table:
+    lines = [
+        [
+            row["penalty"],
+            row["route"],
+            f"{row['lambda']:g}",
+            f"{row['error']:.2f}",
+            f"{100 * row['left']:.2f}",
+            f"{row['objective']:.4f}",
+        ]
+        for row in rows
+    ]
+    return Table(("penalty", "route", "λ", "test error %", "left %", "L + λΩ"), lines)
+
+
+FULL = {
+    "data": "mnist",
+    "hidden": [300, 100],
+    "lambda": [3e-5, 1e-4, 2e-4, 4e-4],
+    "lr": 0.1,
+    "batch": 128,
+    "epochs": 15,
+    "ramp": 2000,
+    "zero": 1e-4,
+}
+EXPERIMENT = Experiment(
+    name="dictionary-gates",
+    paper=DICTIONARY,
+    title="A gate for every penalty, against decay and dropout with the same one",
+    claims=CLAIMS,
+    differs="Not published: LeNet-300-100 on MNIST, SGD with momentum 0.9, cosine, 15 epochs, λ ramped up over 2,000 "
+    "steps, one seed. Dropout is the expected form (AdaTikhonov). Weights below 1e-4 count as zero on all three "
+    "routes alike.",
+    full=FULL,
+    quick=FULL | {"data": "digits", "hidden": [64, 32], "lambda": [1e-3], "batch": 32, "epochs": 8, "ramp": 50},
+    cells=cells,
+    run=run,
+    judge=judge,
+    draw=draw,
+    table=table,
+    minutes=25.0,
+)
