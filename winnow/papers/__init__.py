@@ -10,6 +10,7 @@ from typing import Any
 
 from winnow.errors import WinnowError
 
+from . import plots
 from .base import Experiment, Missing, Outcome, Paper, Table, Verdict
 from .study import News, open_study, read, reproduce
 from .texts import PAPERS
@@ -88,6 +89,7 @@ __all__ = [
     "Verdict",
     "open_study",
     "perform",
+    "plots",
     "read",
     "reproduce",
 ]

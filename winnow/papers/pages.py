@@ -10,7 +10,7 @@ from typing import Any
 from . import study
 from .base import Paper
 
-HEAD = "<!-- built by scripts/papers.sh from the records: change those, or the texts in winnow/papers -->"
+HEAD = "<!-- built by scripts/papers.py from the records: change those, or the texts in winnow/papers -->"
 
 
 def paragraph(record: dict[str, Any]) -> str:
@@ -25,6 +25,12 @@ def page(paper: Paper, folders: Sequence[Path], home: Path) -> str:
         record = study.read(folder)
         lines += [f"## {record['title']}", "", *_body(record, Path(os.path.relpath(folder, home)), short=True)]
     return "\n".join(lines)
+
+
+def latest(records: Path, name: str) -> Path | None:
+    """The newest finished record of the experiment `name`."""
+    found = [folder for folder in records.glob(f"*_{name}") if (folder / study.RECORD).exists()]
+    return max(found, default=None, key=lambda folder: folder.name)
 
 
 def _body(record: dict[str, Any], folder: Path, short: bool = False) -> list[str]:

@@ -1,0 +1,150 @@
+"""The published experiments: each runs in its quick form; a study resumes, refuses, and says what is missing."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from winnow import papers
+from winnow.errors import WinnowError
+from winnow.papers import EXPERIMENTS, Experiment, Missing, Outcome, Table, Verdict, open_study, reproduce
+from winnow.papers.study import judged
+from winnow.papers.texts import DECAY
+
+ROOT = Path(__file__).parents[1]
+
+
+class Silent:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def __call__(self, line, done, count):
+        pass
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_quick(name, tmp_path):
+    """Runs to a record with numbers, a figure and a verdict on its claims, or says which data are missing."""
+    done = papers.perform(name, 1, True, 1, tmp_path / "record", Silent())
+    record = json.loads((tmp_path / "record" / "record.json").read_text(encoding="utf-8"))
+    assert record == json.loads(json.dumps(done.record))
+    outcomes = {Outcome(verdict["outcome"]) for verdict in record["verdicts"]}
+    if record["missing"] and outcomes == {Outcome.NOT_RUN}:
+        pytest.skip(record["missing"][0])
+    assert {verdict["claim"] for verdict in record["verdicts"]} <= set(EXPERIMENTS[name].claims)
+    assert record["table"]["rows"] and all(len(row) == len(record["table"]["columns"]) for row in record["table"]["rows"])
+    files = {path.name for path in (tmp_path / "record").iterdir()}
+    assert files == {"record.json", "raw.json", "figure.png", "figure.svg", "README.md"}
+    assert (tmp_path / "record" / "figure.png").stat().st_size > 5000
+    page = (tmp_path / "record" / "README.md").read_text(encoding="utf-8")
+    assert all(verdict["outcome"] in page for verdict in record["verdicts"])
+    assert "nan" not in re.findall(r"[a-z]+", page.split("Settings:")[0].split("|---")[-1])
+
+
+def squares(calls, fail_at=None, missing=False):
+    """An experiment of four cells, x ↦ x²."""
+
+    def run(cell, settings, bench):
+        calls.append(cell["x"])
+        if cell["x"] == fail_at:
+            raise KeyboardInterrupt
+        if missing:
+            raise Missing("no numbers here")
+        return {"y": cell["x"] ** settings["power"]}
+
+    def draw(rows, settings):
+        figure, (ax,) = papers.plots.panels(1)
+        ax.plot([row["x"] for row in rows], [row["y"] for row in rows])
+        return figure
+
+    return Experiment(
+        name="squares", paper=DECAY, title="Squares", claims=("they grow",), differs="Nothing.", full={"power": 2},
+        quick={"power": 1}, cells=lambda settings, seeds: [{"x": x, "seed": s} for s in range(seeds) for x in range(4)],
+        run=run, draw=draw, judge=lambda rows, _: [Verdict("they grow", "yes", "yes", Outcome.CONFIRMED)],
+        table=lambda rows, _: Table(("x", "y"), [[str(row["x"]), str(row["y"])] for row in rows]),
+    )  # fmt: skip
+
+
+def test_an_interrupted_study_goes_on(tmp_path):
+    calls = []
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(open_study(squares(calls, fail_at=2), 2, False, None, tmp_path))
+    assert calls == [0, 1, 2]
+    calls.clear()
+    again = open_study(squares(calls), 2, False, None, tmp_path)
+    record = reproduce(again)
+    assert calls == [2, 3, 0, 1, 2, 3]  # what was done is not done again
+    assert [row[1] for row in record["table"]["rows"]] == ["0", "1", "4", "9"] * 2
+    assert len(list(tmp_path.iterdir())) == 1
+    calls.clear()
+    third = open_study(squares(calls), 2, False, None, tmp_path)  # the finished one stays as it is
+    assert third.folder != again.folder and calls == []
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(open_study(squares([], fail_at=1), 1, False, tmp_path / "a"))
+    with pytest.raises(WinnowError, match="holds another run"):
+        open_study(squares([]), 1, True, tmp_path / "a")  # another size
+    with pytest.raises(WinnowError, match="holds another run"):
+        open_study(squares([]), 3, False, tmp_path / "a")  # other seeds
+    reproduce(open_study(squares([]), 1, False, tmp_path / "a"))
+    with pytest.raises(WinnowError, match="holds another run"):
+        open_study(squares([]), 1, False, tmp_path / "a")  # finished
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("…")
+    with pytest.raises(WinnowError, match="other files"):
+        open_study(squares([]), 1, False, tmp_path / "b")
+
+
+def test_a_half_written_cell_does_not_count(tmp_path):
+    study = open_study(squares([]), 1, False, tmp_path / "a")
+    (study.folder / "cells" / "0123.json.part").write_text('{"x": ')
+    assert reproduce(study)["table"]["rows"][0] == ["0", "0"]
+
+
+def test_missing_data_are_said(tmp_path):
+    record = reproduce(open_study(squares([], missing=True), 1, False, tmp_path / "a"))
+    assert record["missing"] == ["no numbers here"] and record["table"] is None
+    assert [verdict["outcome"] for verdict in record["verdicts"]] == ["could not run here"]
+    assert "Missing data: no numbers here" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
+    assert judged(squares([]), [], {})[0].outcome is Outcome.NOT_RUN
+
+
+def test_cells_side_by_side_are_the_same(tmp_path):
+    one, two = (papers.perform("decay-toy", None, True, jobs, tmp_path / str(jobs), Silent()) for jobs in (1, 2))
+    assert one.record["table"] == two.record["table"] and one.record["verdicts"] == two.record["verdicts"]
+    assert two.record["command"] == "winnow reproduce decay-toy --quick --jobs 2"
+
+
+@pytest.mark.parametrize(
+    ("name", "seeds", "jobs", "words"), [("nope", None, 1, "choose from"), ("decay-toy", 0, 1, "at least 1")]
+)
+def test_bad_usage(name, seeds, jobs, words, tmp_path):
+    with pytest.raises(WinnowError, match=words):
+        papers.perform(name, seeds, True, jobs, tmp_path / "a", Silent())
+    assert not (tmp_path / "a").exists()
+
+
+def test_pages_are_what_the_records_say():
+    done = subprocess.run(
+        [sys.executable, "scripts/papers.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_pages_show_their_figures():
+    for path in (ROOT / "docs" / "papers").glob("*.md"):
+        for figure in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / figure).exists(), figure
+
+
+def test_every_experiment_is_told_apart():
+    assert len({one.title for one in EXPERIMENTS.values()}) == len(EXPERIMENTS) == len(papers.MODULES)
+    assert all(one.paper in papers.PAPERS and one.claims and one.differs for one in EXPERIMENTS.values())
