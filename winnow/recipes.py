@@ -11,7 +11,7 @@ from typing import Any
 
 from winnow.groups import Elements, Grouping, Rows
 from winnow.penalties import LogSum, Lp, Penalty
-from winnow.routes import Decay, Dropout, Gating, Masking
+from winnow.routes import Decay, Dropout, Gating, Hyperbolic, Masking
 from winnow.schedules import Feedback, Schedule
 from winnow.sites import Where
 from winnow.starts import Balanced, Truncated
@@ -26,6 +26,22 @@ def pilot(epochs: int, strength: float = 2e-4, delta: float = 1.02, K: float = 0
     `run.feedback(training_accuracy)` at the end of every epoch.  δ, K and alpha_init are ours; the paper leaves them open.
     """
     return {"how": Masking(beta), "where": Elements(), "when": Feedback(epochs, strength, delta, K)}
+
+
+def sign_in(beta: float = 1.0) -> Words:
+    """Sign-In (Gadhikar et al., arXiv 2504.12801): m ⊙ v without a penalty, for training under a mask of your own.
+
+    Call `run.rebalance(beta)` every few epochs: without the reset the gap dies and signs freeze.  How often is open there.
+    """
+    return {"how": Masking(beta), "where": Elements(), "when": 0.0}
+
+
+def ham(alpha: float = 200.0, strength: Schedule | float = 1e-3) -> Words:
+    """HAM (Jacobs et al., arXiv 2506.02630) as its authors run it, ρ = lr also under momentum; their β is λ.
+
+    It makes no zeros by itself: combine it with a mask, or give a target (`when=Toward(density=…, steps=…)`).
+    """
+    return {"how": Hyperbolic(alpha, rescale=False), "where": Elements(), "when": strength}
 
 
 def d_gating(depth: float = 3, strength: Schedule | float = 1e-4, where: Where | None = None) -> Words:

@@ -1,0 +1,41 @@
+"""The papers' methods as recipes: each is attached as it is, takes steps, and is what its paper says."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import winnow
+from winnow import Decay, Elements, Gating, Hyperbolic, Masking, recipes
+
+NAMES = [name for name, f in inspect.getmembers(recipes, inspect.isfunction) if f.__module__ == recipes.__name__]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    words = recipes.pilot(epochs=2) if name == "pilot" else getattr(recipes, name)()
+    before = [w.clone() for w in model.parameters()]
+    run = winnow.attach(model, optimizer, **words, fused=False)
+    x, y = torch.randn(16, 6), torch.randn(16, 3)
+    losses = []
+    for _ in range(50):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    run.release()
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert all((w != b).any() for w, b in zip(model.parameters(), before, strict=True))
+
+
+def test_what_they_say():
+    assert NAMES == ["adaptive_dropout", "d_gating", "deep_weight_factorisation", "ham", "p_norm_decay", "pilot", "sign_in", "spred"]
+    assert recipes.sign_in() == {"how": Masking(1.0), "where": Elements(), "when": 0.0}
+    assert recipes.ham() == {"how": Hyperbolic(200.0, rescale=False), "where": Elements(), "when": 1e-3}
+    assert recipes.p_norm_decay()["how"] == Decay(winnow.Lp(0.8), rescale=False)
+    assert recipes.d_gating()["how"] == Gating(depth=3)
