@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import os
@@ -21,6 +22,7 @@ from .base import Missing
 HIGHDIM = {"isolet": "Isolet", "coil20": "COIL20", "madelon": "madelon"}
 
 
+@functools.lru_cache(maxsize=2)
 def examples(name: str) -> Examples:
     """digits, mnist or fashion as the main job has it; `Missing` where it is not."""
     try:
@@ -31,6 +33,7 @@ def examples(name: str) -> Examples:
     return found
 
 
+@functools.lru_cache(maxsize=1)  # decoding takes many seconds
 def images() -> Images:
     """CIFAR-10 as the main job has it; `Missing` where it is not."""
     try:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from winnow.errors import GradientError
+
 from .base import Bench
 
 EVERY = 120.0  # seconds between two checkpoints
@@ -53,7 +55,10 @@ class Training:
             self.model.train()
             losses = []
             for x, y in self.batches(epoch):
-                losses.append(self._step(x, y))
+                try:
+                    losses.append(self._step(x, y))
+                except GradientError:
+                    losses.append(math.nan)
                 if not math.isfinite(losses[-1]):
                     return [*history, {"epoch": epoch + 1, "diverged": True}]
             self.model.eval()

@@ -290,7 +290,7 @@ FULL = {
     "nets": {"lenet": LENET, "resnet": RESNET},
     "strengths": STRENGTHS,
     "grid": list(range(3, 26)),
-    "ham_alpha": 200.0,
+    "ham_alpha": 20.0,
 }
 EXPERIMENT = Experiment(
     name="pilot-oneshot",
