@@ -96,7 +96,7 @@ def read(folder: Path) -> dict[str, Any]:
 def judged(experiment: Experiment, rows: list[Row], settings: dict[str, Any]) -> list[Verdict]:
     """The verdicts on all claims; without rows, nothing could run."""
     if rows:
-        return experiment.judge(rows, settings)
+        return [*experiment.judge(rows, settings), *experiment.beyond]
     return [Verdict(claim, "", "its data are not here", Outcome.NOT_RUN) for claim in experiment.claims]
 
 

@@ -42,11 +42,11 @@ def _extinction(cell: Cell, settings: Settings) -> dict[str, Any]:
     model, optimizer, _ = attached(torch.tensor([start], dtype=torch.float64), lr, Decay(Lp(p)), strength)
     steps, path = 0, [start]
     predicted = start ** (2 - p) / ((2 - p) * strength) / lr
-    while abs(float(model.w)) > TINY and steps < 3 * predicted:
+    while abs(model.w.item()) > TINY and steps < 3 * predicted:
         descend(model, optimizer, lambda w: 0 * w.sum(), 1)
         steps += 1
         if steps % max(1, round(predicted / 100)) == 0:
-            path.append(float(model.w))
+            path.append(model.w.item())
     return {"steps": steps, "predicted": predicted, "path": path}
 
 

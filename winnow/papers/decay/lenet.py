@@ -9,7 +9,7 @@ from torch import nn
 
 from winnow.jobs.train import evaluate
 
-from ..base import Bench, Cell, Experiment, Settings
+from ..base import Bench, Cell, Experiment, Outcome, Settings, Verdict
 from ..data import images
 from ..texts import DECAY
 from ..training import Training, cosine, stream
@@ -68,6 +68,14 @@ EXPERIMENT = Experiment(
     "error.",
     full=FULL,
     quick=FULL | {"p": [0.5, 1.5], "lambda_c": [1e-2, 1e-1], "gradient_lambda": [1e-5], "adamw": [0.0], "steps": 60},
+    beyond=(
+        Verdict(
+            "ResNet-18 on CIFAR-10: 90 % zeros cost about a point of accuracy",
+            "89.6–92.0 % zeros at 92.98–93.45 %; AdamW 94.1 %",
+            "100 epochs of ResNet-18 take days on two cores",
+            Outcome.NOT_RUN,
+        ),
+    ),
     cells=grid.cells,
     run=run,
     judge=grid.judge,

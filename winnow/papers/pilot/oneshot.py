@@ -309,6 +309,14 @@ EXPERIMENT = Experiment(
         "strengths": {"PILoT": [4.0], "balanced (spred)": [4.0], "L1 on x": [1e-5]},
         "grid": [5, 10, 14, 20],
     },
+    beyond=(
+        Verdict(
+            "the same on CIFAR-100 with ResNet-18 and on ImageNet with ResNet-50",
+            "ImageNet, 90 %: 74.73 against spred 71.84 and STR 72.40",
+            "neither data set is at hand",
+            Outcome.NOT_RUN,
+        ),
+    ),
     cells=cells,
     run=run,
     judge=judge,
