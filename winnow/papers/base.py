@@ -80,7 +80,8 @@ class Experiment:
     `cells(settings, seeds)` cuts the work into independent pieces, `run(cell, settings, bench)` does one of them,
     `judge(rows, settings)` weighs the claims, `draw(rows, settings)` returns a matplotlib figure and `table(rows,
     settings)` the numbers beside the published ones.  `full` and `quick` are the settings; `differs` says what was
-    changed from the publication, and why; `beyond` are published claims that cannot be run here; `minutes` is what the full version takes on two cores.
+    changed from the publication, and why; `beyond` are published claims that cannot be run here; `minutes` is what the
+    full version takes on two cores.
     """
 
     name: str

@@ -95,7 +95,7 @@ def _attach(model: nn.Module, optimizer: Any, cell: Cell, settings: Settings, st
         return None
     rate = optimizer.param_groups[0]["lr"]
     when: Any = cell["strength"]
-    if cell["method"] == "PILoT":  # Σlr/(1−μ) over the first half of a cosine is lr·steps·(½ + 1/π)/(1−μ)/2·…
+    if cell["method"] == "PILoT":  # Σlr/(1−μ) over a cosine's first half: lr·steps·(¼ + 1/2π)/(1−μ)
         when = winnow.Off(winnow.Constant(cell["strength"] / (rate * 10 * steps * (0.25 + 0.5 / math.pi))), steps, 0.5)
     elif cell["method"] == "balanced (spred)":
         when = cell["strength"] / (rate * 10 * steps * 0.5)
