@@ -21,6 +21,10 @@ class Missing(WinnowError):
     """A data set that is not on this machine: its cells are skipped, and the record says so."""
 
 
+class Diverged(WinnowError):
+    """A training whose loss or gradients are not finite any more: the record names the cell and leaves it out."""
+
+
 class Outcome(enum.Enum):
     """What a full run said about a claim."""
 

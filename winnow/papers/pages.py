@@ -30,12 +30,19 @@ def page(paper: Paper, folders: Sequence[Path], home: Path) -> str:
 def latest(records: Path, name: str) -> Path | None:
     """The newest finished record of the experiment `name`."""
     found = [folder for folder in records.glob(f"*_{name}") if (folder / study.RECORD).exists()]
-    return max(found, default=None, key=lambda folder: folder.name)
+    return max(found, default=None, key=_age)
+
+
+def _age(folder: Path) -> tuple[str, int]:
+    """<date>_<name>, or <date>.<number>_<name> for the second of a day and later."""
+    date, _, number = folder.name.split("_")[0].partition(".")
+    return date, int(number or 1)
 
 
 def _body(record: dict[str, Any], folder: Path, short: bool = False) -> list[str]:
     hardware, seeds = record["environment"], record["seeds"]
-    run = f"`{record['command']}` · {seeds} seed{'s' if seeds > 1 else ''} · {record['seconds'] / 60:.1f} CPU minutes"
+    run = f"`{record['command']}` · {seeds} seed{'s' if seeds > 1 else ''}"
+    run += f" · {record['seconds'] / 60:.1f} minutes, all cells added up"
     lines = [f"{run} · {hardware['processor']} · torch {hardware['versions']['torch']} · {record['date']}"]
     lines[0] += f" · [record]({folder.as_posix()}/record.json)" if short else ""
     lines += ["", "| claim | published | here | verdict |", "|---|---|---|---|"]
@@ -44,6 +51,10 @@ def _body(record: dict[str, Any], folder: Path, short: bool = False) -> list[str
         lines.append(_line(words))
     if record["missing"]:
         lines += ["", "Missing data: " + "; ".join(record["missing"])]
+    if record["diverged"]:
+        lines += ["", "Diverged, and left out: " + "; ".join(record["diverged"])]
+    if len(record["commits"]) > 1:
+        lines += ["", f"Made of {len(record['commits'])} commits, as it was resumed after a change."]
     lines += ["", record["differs"]]
     if record["table"]:
         lines += ["", _line(record["table"]["columns"]), "|---" * len(record["table"]["columns"]) + "|"]

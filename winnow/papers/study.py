@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import datetime
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -20,7 +21,7 @@ import torch
 from winnow.errors import WinnowError, WinnowWarning
 from winnow.jobs import report
 
-from .base import Bench, Cell, Experiment, Missing, Outcome, Row, Verdict
+from .base import Bench, Cell, Diverged, Experiment, Missing, Outcome, Row, Verdict
 
 PLAN, CELLS, SCRATCH, RECORD = "plan.json", "cells", "scratch", "record.json"
 News = Callable[[str, int, int], None]
@@ -75,10 +76,14 @@ def reproduce(study: Study, jobs: int = 1, command: str = "", news: News = lambd
     news(f"{done} of {len(cells)} cells are done already" if done else f"{len(cells)} cells", done, len(cells))
     for cell, row in _finishing(study, waiting, jobs):
         done += 1
-        news(f"{_words(cell)}: {row.get('missing') or format(row['seconds'], '.1f') + ' s'}", done, len(cells))
+        news(
+            f"{_words(cell)}: {row.get('missing') or row.get('diverged') or format(row['seconds'], '.1f') + ' s'}",
+            done,
+            len(cells),
+        )
     rows = [json.loads(_kept(study.folder, cell).read_text(encoding="utf-8")) for cell in cells]
     record = _record(study, rows, command)
-    _publish(study, [row for row in rows if "missing" not in row], record)
+    _publish(study, _sound(rows), record)
     for name in (CELLS, SCRATCH):
         shutil.rmtree(study.folder / name, ignore_errors=True)
     (study.folder / PLAN).unlink()
@@ -136,15 +141,18 @@ def work(experiment: Experiment, cell: Cell, settings: dict[str, Any], folder: P
             result = experiment.run(cell, settings, Bench(scratch))
         except Missing as error:
             result = {"missing": str(error)}
-    row = {**cell, **result, "seconds": time.perf_counter() - start}
+        except Diverged as error:
+            result = {"diverged": str(error)}
+    row = {**cell, **result, "seconds": time.perf_counter() - start, "commit": _commit()}
     report.write_json(_kept(folder, cell), row)
     shutil.rmtree(scratch, ignore_errors=True)
     return row
 
 
 def _record(study: Study, rows: list[Row], command: str) -> dict[str, Any]:
-    present = [row for row in rows if "missing" not in row]
+    present = _sound(rows)
     table = study.experiment.table(present, study.settings) if present else None
+    pairs = list(zip(study.cells(), rows, strict=True))
     return {
         "format": 1,
         **study.plan,
@@ -156,11 +164,23 @@ def _record(study: Study, rows: list[Row], command: str) -> dict[str, Any]:
         "seconds": sum(row["seconds"] for row in rows),
         "differs": study.experiment.differs,
         "missing": sorted({row["missing"] for row in rows if "missing" in row}),
+        "diverged": [f"{_words(cell)} ({row['diverged']})" for cell, row in pairs if "diverged" in row],
+        "commits": sorted({str(row["commit"]) for row in rows}),
         "verdicts": [
             {**vars(v), "outcome": v.outcome.value} for v in judged(study.experiment, present, study.settings)
         ],
         "table": None if table is None else {"columns": list(table.columns), "rows": [list(row) for row in table.rows]},
     }
+
+
+def _sound(rows: list[Row]) -> list[Row]:
+    """The rows with numbers in them."""
+    return [row for row in rows if "missing" not in row and "diverged" not in row]
+
+
+@functools.cache
+def _commit() -> str | None:
+    return report.commit()
 
 
 def _publish(study: Study, rows: list[Row], record: dict[str, Any]) -> None:

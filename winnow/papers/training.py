@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from winnow.errors import GradientError
 
-from .base import Bench
+from .base import Bench, Diverged
 
 EVERY = 120.0  # seconds between two checkpoints
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
@@ -45,9 +45,9 @@ class Training:
     """Added to the loss at every step: the penalty of a method that puts it there."""
 
     def fit(self, bench: Bench) -> list[dict[str, Any]]:
-        """All epochs, from the last checkpoint of an interrupted run if there is one; stops at a loss that is not finite.
+        """All epochs, from the last checkpoint of an interrupted run if there is one.
 
-        A history that stopped early ends with an entry {"diverged": True}.
+        Raises `Diverged` at a loss or a gradient that is not finite.
         """
         first, history = self._resumed(bench)
         saved = time.monotonic()
@@ -55,12 +55,9 @@ class Training:
             self.model.train()
             losses = []
             for x, y in self.batches(epoch):
-                try:
-                    losses.append(self._step(x, y))
-                except GradientError:
-                    losses.append(math.nan)
+                losses.append(self._step(x, y))
                 if not math.isfinite(losses[-1]):
-                    return [*history, {"epoch": epoch + 1, "diverged": True}]
+                    raise Diverged(f"loss {losses[-1]} in epoch {epoch + 1}")
             self.model.eval()
             history.append(self.each(epoch + 1, sum(losses) / len(losses)))
             if bench.scratch and time.monotonic() - saved > EVERY:
@@ -72,7 +69,10 @@ class Training:
         loss = self.loss(self.model(x), y) + (self.extra() if self.extra else 0.0)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except GradientError as error:
+            raise Diverged(str(error)) from error
         if self.rates:
             self.rates.step()
         return loss.item()
@@ -125,14 +125,24 @@ def shuffled(x: Tensor, y: Tensor, batch: int, seed: int) -> Batches:
     return batches
 
 
-def stream(epochs: Batches, steps: int) -> Batches:
-    """`steps` minibatches, epoch after epoch, as the only epoch."""
+@dataclass(frozen=True)
+class Stream:
+    """`steps` minibatches, epoch of the data after epoch, in `parts` pieces: what `Training` takes for its epochs.
 
-    def batches(_epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
-        every = (pair for epoch in itertools.count() for pair in epochs(epoch))
-        return itertools.islice(every, steps)
+    The pieces are there for the checkpoints between them.  `data` has the main job's `batches` and `steps`.
+    """
 
-    return batches
+    data: Any
+    batch: int
+    seed: int
+    steps: int
+    parts: int = 10
+
+    def __call__(self, part: int) -> Iterator[tuple[Tensor, Tensor]]:
+        first, last = (k * self.steps // self.parts for k in (part, part + 1))
+        epoch, skipped = divmod(first, self.data.steps(self.batch))
+        every = (pair for k in itertools.count(epoch) for pair in self.data.batches(self.batch, self.seed, k))
+        return itertools.islice(every, skipped, skipped + last - first)
 
 
 def count_steps(examples: int, batch: int, epochs: int) -> int:

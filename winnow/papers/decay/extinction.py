@@ -112,7 +112,8 @@ def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
         Verdict(
             CLAIMS[1],
             "exact",
-            f"b_c lies between the last to die and the first to live, {100 * width:.2f} % apart",
+            f"b_c {'lies' if bracketed else 'does not lie'} between the last to die and the first to live "
+            f"({100 * width:.2f} %)",
             Outcome.of(bracketed),
         ),
         Verdict(CLAIMS[2], "exact", f"smallest survivor {least:.4f} w_c", Outcome.of(least >= 1)),

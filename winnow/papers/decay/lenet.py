@@ -12,7 +12,7 @@ from winnow.jobs.train import evaluate
 from ..base import Bench, Cell, Experiment, Outcome, Settings, Verdict
 from ..data import images
 from ..texts import DECAY
-from ..training import Training, cosine, stream
+from ..training import Stream, Training, cosine
 from . import grid
 
 
@@ -42,14 +42,14 @@ def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
     model = LeNet()
     optimizer, extra = grid.prepare(cell, model, settings["lr"], (0.9, 0.999))
 
-    batches = stream(lambda epoch: data.batches(settings["batch"], 0, epoch), settings["steps"])
-    Training(model, optimizer, batches, 1, cosine(optimizer, settings["steps"]), extra=extra).fit(bench)
+    batches = Stream(data, settings["batch"], 0, settings["steps"])
+    Training(model, optimizer, batches, batches.parts, cosine(optimizer, settings["steps"]), extra=extra).fit(bench)
     return {"score": 100 * (1 - evaluate(model, data)[1]), "sparsity": grid.sparsity(model)}
 
 
 FULL = {
     "p": [0.5, 0.8, 1.0, 1.5],
-    "lambda_c": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+    "lambda_c": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
     "gradient_lambda": [1e-6, 1e-5, 1e-4],
     "adamw": [0.0, 0.01, 0.1],
     "lr": 2e-3,

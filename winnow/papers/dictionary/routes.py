@@ -166,7 +166,7 @@ EXPERIMENT = Experiment(
     differs="Regression with 200 samples and 50 correlated columns of unit mean square, 5 true weights, λ = 0.2, plain "
     "SGD from least squares with a cosine rate; the reference is iteratively reweighted ridge, written "
     "independently of the routes. Where F is not convex the routes share its local minima, not necessarily their "
-    "basins: here they end together.",
+    "basins.",
     full=FULL,
     quick=FULL | {"penalties": ["L1", "LogSum(1)"], "steps": 3000},
     cells=cells,

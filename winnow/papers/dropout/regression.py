@@ -16,7 +16,7 @@ from ..regression import Linear, descent
 from ..texts import DROPOUT
 
 CLAIMS = (
-    "IRLS, Tikhonov, proximal and joint-η descent agree: exact zeros off the support, the same objective",
+    "IRLS, Tikhonov, proximal and joint-η descent agree: the same support, the same objective",
     "adaptive dropout, Bernoulli and Gaussian, agrees on the support and with its weights within 2–3 %",
     "IRLS never raises the objective",
 )
@@ -90,7 +90,7 @@ def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
         Verdict(
             CLAIMS[2],
             "yes",
-            "never in 60 steps",
+            f"{sum(not row['falls'] for row in rows if row['falls'] is not None)} runs with a rise in 60 steps",
             Outcome.of(all(row["falls"] for row in rows if row["falls"] is not None)),
         ),
     ]

@@ -30,7 +30,7 @@ class Additive(nn.Module):
     def __init__(self, features: int, hidden: tuple[int, int, int]) -> None:
         super().__init__()
         a, b, c = hidden
-        self.first = nn.Parameter(torch.randn(features, a))
+        self.first = nn.Parameter(torch.randn(features, a) / a**0.5)
         self.offset = nn.Parameter(torch.randn(features, 1, a))
         self.second = nn.Parameter(torch.randn(features, a, b) * (2 / a) ** 0.5)
         self.third = nn.Parameter(torch.randn(features, b, c) * (2 / b) ** 0.5)

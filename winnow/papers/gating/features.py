@@ -144,21 +144,25 @@ def _lassonet(data: Examples, seed: int, settings: Settings) -> tuple[list[float
         torch_seed=seed,
     )
     wanted = {share: count(data, share) for share in settings["shares"]}
-    found: dict[float, tuple[float, Tensor]] = {}
+    own: dict[float, float] = {}
+    chosen: dict[float, Tensor] = {}
 
     def look(model: Any, history: list[Any]) -> None:
-        selected = history[-1].selected
+        """The first model with as few features; where the path steps over a share, its largest ones by the skip layer."""
+        selected = int(history[-1].selected.sum())
+        right = float((torch.as_tensor(model.predict(data.test_x.numpy())) == data.test_y).float().mean())
+        size = model.model.skip.weight.detach().norm(dim=0)
         for share, most in wanted.items():
-            if share not in found and 0 < int(selected.sum()) <= most:
-                right = torch.as_tensor(model.predict(data.test_x.numpy())) == data.test_y
-                found[share] = float(right.float().mean()), selected.nonzero().flatten()
-        if len(found) == len(wanted):
+            if share not in own and (selected <= most or not selected):
+                own[share] = right
+            if selected >= most or share not in chosen:
+                chosen[share] = size.topk(most).indices.sort().values
+        if len(own) == len(wanted):
             raise StopIteration
 
     with contextlib.suppress(StopIteration):
         net.path(data.x.numpy(), data.y.numpy(), callback=look, disable_lambda_warning=True)
-    own = [found[share][0] if share in found else 1 / data.classes for share in settings["shares"]]
-    return own, [found[share][1] if share in found else torch.tensor([0]) for share in settings["shares"]]
+    return [own[share] for share in settings["shares"]], [chosen[share] for share in settings["shares"]]
 
 
 def at_tenth(rows: list[Row], data: str, method: str, settings: Settings) -> list[float]:
@@ -212,24 +216,28 @@ def table(rows: list[Row], settings: Settings) -> Table:
 
 FULL = {
     "data": list(NAMES),
-    "most": 5000,
+    "most": 3000,
     "shares": [0.02, 0.05, 0.1, 0.2, 0.5],
     "lr": 0.1,
     "batch": 64,
     "epochs": 100,
     "path_multiplier": 1.05,
-    "lassonet_epochs": [300, 30],
+    "lassonet_epochs": [1000, 100],
 }
 EXPERIMENT = Experiment(
     name="gating-features",
     paper=GATING,
     title="Feature selection",
     claims=CLAIMS,
-    differs="LeNet-300-100, SGD with momentum 0.9, 100 epochs, cosine from 0.1, Kaiming, 5 seeds, as published, but: a "
-    "target share (`Toward`) instead of a λ grid; batch 64 instead of 256; MNIST and Fashion-MNIST with 5,000 "
-    "training images (LassoNet's path takes hundreds of passes); ISOLET is a 1,560-sample part; COIL20 pooled to "
-    "20×20; LassoNet's path in steps of 1.05 with at most 30 epochs each. HSIC-Lasso is replaced by a linear "
-    "selector: L1-penalised multinomial regression on up to 2,000 samples. ACTIVITY is not at hand.",
+    differs="LeNet-300-100, SGD, 100 epochs, cosine from 0.1, Kaiming, 5 seeds, as published, but: momentum 0.9 (open "
+    "there); a target share (`Toward`) instead of a λ grid; batch 64 instead of 256; MNIST and Fashion-MNIST with "
+    "3,000 training images (LassoNet's path takes thousands of passes); ISOLET is a 1,560-sample part; COIL20 "
+    "pooled to 20×20. LassoNet as its package has it (full batches, a tenth of the training part held out for its "
+    "early stopping), its path in steps of 1.05. HSIC-Lasso is replaced by a linear selector: L1-penalised "
+    "multinomial regression on up to 2,000 samples.",
+    beyond=(
+        Verdict("the same on ACTIVITY", "D = 3 and 4 lead (curves)", "the data set is not at hand", Outcome.NOT_RUN),
+    ),
     full=FULL,
     quick=FULL
     | {"data": ["digits"], "shares": [0.1, 0.5], "epochs": 8, "path_multiplier": 1.6, "lassonet_epochs": [50, 5]},

@@ -16,7 +16,7 @@ from ..texts import GATING
 from ..training import Training, cosine, count_steps, shuffled
 
 CLAIMS = (
-    "the one-standard-error λ removes the irrelevant modality where all signal is in the other (mix 0 or 1)",
+    "for D > 2 the one-standard-error λ removes the irrelevant modality where all signal is in the other (mix 0 or 1)",
     "it removes none where both matter (mix 0.5)",
     "clearer with larger D: the smallest share of λs at which the irrelevant one is still there",
 )

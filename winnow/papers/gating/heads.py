@@ -17,7 +17,7 @@ from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdi
 from ..data import text
 from ..plots import curve, label, panels
 from ..texts import GATING
-from ..training import Training, cosine, stream
+from ..training import Stream, Training, cosine
 
 CLAIMS = (
     "gates trade validation loss smoothly against head sparsity; direct L2,1 never makes a zero",
@@ -56,8 +56,8 @@ def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
         )
 
     extra = (lambda: c * norms(model).sum()) if method == DIRECT else None
-    batches = stream(lambda epoch: data.batches(settings["batch"], 0, epoch), settings["steps"])
-    Training(model, optimizer, batches, 1, cosine(optimizer, settings["steps"]), extra=extra).fit(bench)
+    batches = Stream(data, settings["batch"], 0, settings["steps"])
+    Training(model, optimizer, batches, batches.parts, cosine(optimizer, settings["steps"]), extra=extra).fit(bench)
     if handle:
         handle.settle(ZERO)
     size = norms(model).detach()
@@ -133,15 +133,14 @@ def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
 
 
 def _envelope(rows: list[Row], count: int) -> tuple[int, int]:
-    """At how many sizes the best gate with at most as many heads beats the best pruned direct model, of how many."""
+    """At how many sizes the best gate with as few heads beats the best pruned direct model with as few, of how many."""
     gated = [(row["alive"], row["loss"]) for row in rows if row["method"] in GATED]
     pruned = [tuple(point) for row in among(rows, method=DIRECT) for point in row["pruned"]]
     better = compared = 0
     for size in sorted({n for n, _ in pruned if n < count}):
+        compared += 1
         ours = [loss for n, loss in gated if n <= size]
-        if ours:
-            compared += 1
-            better += min(ours) < min(loss for n, loss in pruned if n >= size)
+        better += bool(ours) and min(ours) < min(loss for n, loss in pruned if n <= size)
     return better, compared
 
 

@@ -20,7 +20,7 @@ CLAIMS = (
     "D = 2 equals the group lasso once the misalignment is gone",
     "D = 3 and D = 4 beat the best group lasso",
     "D = 3 and D = 4 keep about the 7 true groups at their best λ",
-    "direct gradient descent on the group norm never makes a zero",
+    "direct gradient descent on the group norm keeps most groups above 1e-6 at every λ",
 )
 GROUPS, SIZE, TRUE = 40, 5, 7
 ALIGNED = 1e-4  # of ΣΩ; F(w) − F* ≤ λM, so the weights may then be off by about √(M/Ω) = 1 %
@@ -130,9 +130,7 @@ def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
     gaps = _against_fista(rows)
     kept = {m: mean([p["active"] for p in best[m]]) for m in ("D=3", "D=4")}
     true = {m: mean([p["true"] for p in best[m]]) for m in ("D=3", "D=4")}
-    least = min(
-        p["active"] for row in among(rows, method="subgradient") for p in row["points"] if p["lambda_paper"] < 1
-    )
+    least = min(p["active"] for row in among(rows, method="subgradient") for p in row["points"])
     return [
         Verdict(
             CLAIMS[0],
@@ -153,9 +151,7 @@ def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
             ", ".join(f"{m} {kept[m]:.1f} groups, {true[m]:.1f} true" for m in kept),
             Outcome.of(all(6 <= kept[m] <= 9 and true[m] > 6 for m in kept)),
         ),
-        Verdict(
-            CLAIMS[3], "far off", f"at least {least} of 40 groups above 1e-6 at every λ < 1", Outcome.of(least > 20)
-        ),
+        Verdict(CLAIMS[3], "far off", f"at least {least} of 40 groups", Outcome.of(least > 20)),
     ]
 
 

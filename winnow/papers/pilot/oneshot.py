@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdi
 from ..data import examples, images
 from ..plots import curve, label, panels
 from ..texts import PILOT
-from ..training import Training, cosine, stream
+from ..training import Stream, Training, cosine
 
 CLAIMS = (
     "m ⊙ v without regularisation already beats plain magnitude removal",
@@ -36,7 +36,7 @@ def cells(settings: Settings, seeds: int) -> list[Cell]:
         for net in settings["nets"]
         for m in METHODS
         for s in settings["strengths"].get(m, [0.0])
-        for k in range(seeds)
+        for k in range(min(seeds, settings["nets"][net]["seeds"]))
     ]
 
 
@@ -54,23 +54,31 @@ def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
     handle = _attach(model, optimizer, cell, settings, steps)
 
     def extra() -> Tensor:
-        costs = [w.abs().sum() for w in weights] if method == "L1 on x" else [mask.cost() for mask in masks]
+        if method == "plain":
+            costs = [0.5 * w.square().sum() for w in weights]
+        else:
+            costs = [w.abs().sum() for w in weights] if method == "L1 on x" else [mask.cost() for mask in masks]
         return torch.stack(costs).sum() * float(cell["strength"])
 
-    def warm(pair: tuple[int, Any]) -> Any:
-        for mask in masks:
-            mask.progress = pair[0] / steps
-        return pair[1]
+    rates = cosine(optimizer, steps)
+    source = Stream(data, net["batch"], cell["seed"], steps)
 
-    source = stream(lambda epoch: data.batches(net["batch"], cell["seed"], epoch), steps)
-    batches: Callable[[int], Any] = lambda epoch: map(warm, enumerate(source(epoch)))  # noqa: E731
-    penalised = masks or method == "L1 on x"
-    Training(model, optimizer, batches, 1, cosine(optimizer, steps), extra=extra if penalised else None).fit(bench)
+    def batches(part: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for pair in source(part):
+            for mask in masks:
+                mask.progress = rates.last_epoch / steps
+            yield pair
+
+    penalised = masks or method in ("plain", "L1 on x")
+    Training(model, optimizer, batches, source.parts, rates, extra=extra if penalised else None).fit(bench)
+    for mask in masks:
+        mask.progress = 1.0
     dose = handle.dose if handle else None
     if handle:
         handle.release()
     _fold(model, names)
-    return {"accuracy": _removed(model, names, data, settings["grid"]), "dose": dose, "zeros": _zeros(model, names)}
+    zeros = _zeros(model, names)
+    return {"accuracy": _removed(model, names, data, settings["grid"]), "dose": dose, "zeros": zeros}
 
 
 def build(name: str, net: Settings, data: Any) -> nn.Module:
@@ -204,13 +212,9 @@ def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
     }
     gain = {net: mean([top[net, "m⊙v"][i] - top[net, "plain"][i] for i in (*mild, *sparse)]) for net in nets}
     lag = {net: mean([top[net, "PILoT"][i] - top[net, "balanced (spred)"][i] for i in mild]) for net in nets}
-    fall = {
-        net: (
-            max(top[net, "plain"][0] - top[net, "L1 on x"][i] for i in mild),
-            top[net, "PILoT"][-1] - top[net, "L1 on x"][-1],
-        )
-        for net in nets
-    }
+    edge = next(i for i, k in enumerate(settings["grid"]) if GRID[k - 1] >= 0.949)
+    fall = {net: tuple(top[net, m][edge] - top[net, m][-1] for m in ("L1 on x", "PILoT")) for net in nets}
+    lost = {net: max(top[net, "plain"][0] - top[net, "L1 on x"][i] for i in mild) for net in nets}
     return [
         Verdict(
             CLAIMS[0], "yes (curves)", _each(gain, "{:+.1f} points on the mean"), Outcome.of(min(gain.values()) > 0)
@@ -225,10 +229,10 @@ def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
             CLAIMS[2],
             "yes (curves)",
             "; ".join(
-                f"{net}: at most {a:.1f} points lost below 95 %, {b:.1f} behind PILoT at the end"
+                f"{net}: at most {lost[net]:.1f} points lost below 95 %, then {a:.1f} to the end (PILoT {b:.1f})"
                 for net, (a, b) in fall.items()
             ),
-            Outcome.of(all(a < 5 and b > 0 for a, b in fall.values())),
+            Outcome.of(all(lost[net] < 5 and a >= 10 and a > b for net, (a, b) in fall.items())),
         ),
         Verdict(
             CLAIMS[3],
@@ -270,12 +274,13 @@ def table(rows: list[Row], settings: Settings) -> Table:
 
 
 STRENGTHS = {
+    "plain": [0.0, 1e-4, 5e-4],
     "PILoT": [4.0, 8.0, 16.0],
     "balanced (spred)": [4.0, 8.0, 16.0],
-    "L1 on x": [3e-6, 1e-5, 3e-5],
-    "continuous sparsification": [1e-7, 1e-6],
-    "STR": [1e-5, 1e-4],
-    "HAM": [1e-3],
+    "L1 on x": [1e-5, 1e-4, 1e-3],
+    "continuous sparsification": [1e-8, 1e-7, 1e-6],
+    "STR": [1e-4, 2e-4, 5e-4],
+    "HAM": [1e-4, 1e-3, 1e-2],
 }
 LENET = {
     "data": "fashion",
@@ -283,9 +288,17 @@ LENET = {
     "steps": 9400,
     "lr": 0.1,
     "batch": 128,
+    "seeds": 3,
     "title": "LeNet-300-100, Fashion-MNIST",
 }
-RESNET = {"widths": [8, 16, 32], "steps": 4690, "lr": 0.1, "batch": 128, "title": "ResNet-20, half width, CIFAR-10"}
+RESNET = {
+    "widths": [8, 16, 32],
+    "steps": 4690,
+    "lr": 0.1,
+    "batch": 128,
+    "seeds": 1,
+    "title": "ResNet-20, half width, CIFAR-10",
+}
 FULL = {
     "nets": {"lenet": LENET, "resnet": RESNET},
     "strengths": STRENGTHS,
@@ -301,12 +314,14 @@ EXPERIMENT = Experiment(
     "JPEG copy of CIFAR-10 (12 epochs; published: full width, 150 epochs). SGD with momentum 0.9, cosine; 0.1, "
     "for m ⊙ v 0.2, as published. A strength of PILoT and spred is a dose Λ over the run (the published λ = 2e-4, "
     "6e-4, 2e-3 have Λ = 5.9, 18, 59), PILoT's on in the first half; powerpropagation as printed is the identity "
-    "and left out; HAM added. Global ranking, best strength per sparsity.",
+    "and left out; HAM (α = 20) added; continuous sparsification has one round instead of three; STR's threshold "
+    "starts at σ(−8) and rises by weight decay. Three strengths each (none for m ⊙ v), the best for every "
+    "sparsity by test accuracy, as published. Global ranking. LeNet: 3 seeds, ResNet: 1.",
     full=FULL,
     quick=FULL
     | {
         "nets": {"lenet": LENET | {"data": "digits", "hidden": [64, 32], "steps": 150, "batch": 32}},
-        "strengths": {"PILoT": [4.0], "balanced (spred)": [4.0], "L1 on x": [1e-5]},
+        "strengths": {"PILoT": [0.5], "balanced (spred)": [0.5], "L1 on x": [1e-5], "STR": [1e-4]},
         "grid": [5, 10, 14, 20],
     },
     beyond=(
@@ -322,5 +337,6 @@ EXPERIMENT = Experiment(
     judge=judge,
     draw=draw,
     table=table,
-    minutes=240.0,
+    seeds=3,
+    minutes=300.0,
 )
