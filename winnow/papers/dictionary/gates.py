@@ -42,7 +42,7 @@ def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
     penalty = PENALTIES[cell["penalty"]]
     how: Any = {"gate": winnow.Gating, "decay": winnow.Decay}.get(cell["route"], _expected)(penalty)
     strength = winnow.Ramp(cell["lambda"], settings["ramp"])
-    handle = winnow.attach(model, optimizer, how=how, where=winnow.Elements(), when=strength)
+    handle = winnow.attach(model, optimizer, how=how, where=winnow.Elements(), when=strength, fused=settings["fused"])
     steps = count_steps(len(data.x), settings["batch"], settings["epochs"])
     batches = shuffled(data.x, data.y, settings["batch"], 0)
     Training(model, optimizer, batches, settings["epochs"], cosine(optimizer, steps)).fit(bench)
@@ -153,6 +153,7 @@ FULL = {
     "epochs": 20,
     "ramp": 2000,
     "zero": 1e-4,
+    "fused": None,
 }
 EXPERIMENT = Experiment(
     name="dictionary-gates",
@@ -163,7 +164,8 @@ EXPERIMENT = Experiment(
     "steps, one seed. Dropout is the expected form (AdaTikhonov). Weights below 1e-4 count as zero on all three "
     "routes alike.",
     full=FULL,
-    quick=FULL | {"data": "digits", "hidden": [64, 32], "lambda": [1e-2], "batch": 32, "epochs": 12, "ramp": 50},
+    quick=FULL
+    | {"data": "digits", "hidden": [64, 32], "lambda": [1e-2], "batch": 32, "epochs": 12, "ramp": 50, "fused": False},
     cells=cells,
     run=run,
     judge=judge,

@@ -102,7 +102,14 @@ def _ours(model: nn.Module, keep: float, settings: Settings, steps: int) -> Task
     ours = settings["ours"]
     optimizer = torch.optim.SGD(model.parameters(), ours["lr"], momentum=0.9)
     when = winnow.Toward(density=keep, steps=steps * settings["epochs"])
-    run = winnow.attach(model, optimizer, how=winnow.Gating(depth=ours["depth"]), where=winnow.Elements(), when=when)
+    run = winnow.attach(
+        model,
+        optimizer,
+        how=winnow.Gating(depth=ours["depth"]),
+        where=winnow.Elements(),
+        when=when,
+        fused=settings["fused"],
+    )
     return Task(model, optimizer, lambda: [w.detach() != 0 for w in weights_of(model)], run=run)
 
 
@@ -119,13 +126,15 @@ def _theirs(model: nn.Module, method: str, settings: Settings) -> Task:
         return Task(model, optimizer, kept, lambda: strength * sum(PENALTY.value(w.abs()).sum() for w in weights))
     if method in ("AdaProx", "AdaTikhonov"):
         how: Any = Decay(PENALTY, metric="adaptive") if method == "AdaProx" else Dropout(PENALTY, mask=Expected())
-        winnow.attach(model, optimizer, how=how, where=winnow.Elements(), when=strength)
+        winnow.attach(model, optimizer, how=how, where=winnow.Elements(), when=strength, fused=settings["fused"])
         return Task(model, optimizer, kept)
     additive = method == "VarDrop+LR+AR"
     if additive:
         _narrow(model)
     how = Variational(WeightNoise() if method == "VarDrop" else Local(), additive=additive, tolerance=TOLERANCE)
-    run = winnow.attach(model, optimizer, how=how, where=winnow.Elements(), when=1 / settings["examples"])
+    run = winnow.attach(
+        model, optimizer, how=how, where=winnow.Elements(), when=1 / settings["examples"], fused=settings["fused"]
+    )
     left = _noisy_left(run)
     return Task(model, optimizer, left)
 
@@ -278,6 +287,7 @@ FULL = {
     "lambda": 1e-3,
     "examples": 60_000,
     "ours": {"lr": 0.1, "depth": 3},
+    "fused": None,
 }
 EXPERIMENT = Experiment(
     name="dropout-mnist",
@@ -299,6 +309,7 @@ EXPERIMENT = Experiment(
         "epochs": 6,
         "batch": 32,
         "examples": 1437,
+        "fused": False,
     },
     cells=cells,
     run=run,

@@ -174,7 +174,7 @@ EXPERIMENT = Experiment(
     "published. A cycle's dose is Λ = 2 (published: α = 1e-4, Λ ≈ 6); with learning-rate rewinding the factors go "
     "on from cycle to cycle, with weight rewinding they begin anew with gap 1. 3 seeds.",
     full=FULL,
-    quick=FULL | {"data": "digits", "hidden": [64, 32], "batch": 32, "epochs": 2, "cycles": 6},
+    quick=FULL | {"data": "digits", "hidden": [64, 32], "batch": 32, "epochs": 2, "cycles": 6, "dose": 0.3},
     cells=cells,
     run=run,
     judge=judge,
