@@ -1,4 +1,8 @@
-"""Builds docs/papers/*.md from the records: `python scripts/papers.py` (with --check it only says whether they are)."""
+"""Builds docs/papers/*.md from the records: `python scripts/papers.py`.
+
+With --check it only says whether they are; with --judge it first draws the records' verdicts, tables and figures anew
+from their stored numbers.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from pathlib import Path
 
 from winnow.papers import EXPERIMENTS, PAPERS
 from winnow.papers.pages import latest, page
+from winnow.papers.study import judge_again
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +28,10 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> int:
+    if "--judge" in sys.argv:
+        for one in EXPERIMENTS.values():
+            if folder := latest(ROOT / "records", one.name):
+                judge_again(one, folder)
     stale = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" not in sys.argv:
         for path, text in pages().items():

@@ -1,5 +1,6 @@
 """The published experiments: each runs in its quick form; a study resumes, refuses, and says what is missing."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -7,12 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import winnow
 from winnow import papers
 from winnow.errors import WinnowError
+from winnow.jobs.data import Examples
 from winnow.papers import EXPERIMENTS, Experiment, Missing, Outcome, Table, Verdict, open_study, reproduce
-from winnow.papers.study import judged
+from winnow.papers.base import Bench, Diverged
+from winnow.papers.study import judge_again, judged
 from winnow.papers.texts import DECAY
+from winnow.papers.training import Stream, Training, cosine, shuffled
 
 ROOT = Path(__file__).parents[1]
 
@@ -149,3 +155,68 @@ def test_pages_show_their_figures():
 def test_every_experiment_is_told_apart():
     assert len({one.title for one in EXPERIMENTS.values()}) == len(EXPERIMENTS) == len(papers.MODULES)
     assert all(one.paper in papers.PAPERS and one.claims and one.differs for one in EXPERIMENTS.values())
+
+
+def test_judging_again_changes_words_and_no_numbers(tmp_path):
+    first = reproduce(open_study(squares([]), 1, False, tmp_path / "a"))
+    raw = (tmp_path / "a" / "raw.json").read_bytes()
+    stricter = dataclasses.replace(
+        squares([]), judge=lambda rows, _: [Verdict("they grow", "yes", "no", Outcome.NOT_CONFIRMED)]
+    )
+    again = judge_again(stricter, tmp_path / "a")
+    assert (tmp_path / "a" / "raw.json").read_bytes() == raw
+    assert again["verdicts"][0]["outcome"] == "not confirmed" and papers.read(tmp_path / "a") == again
+    assert {key: again[key] for key in ("environment", "command", "settings")} == {
+        key: first[key] for key in ("environment", "command", "settings")
+    }
+
+
+def test_a_diverged_cell_is_named_and_left_out(tmp_path):
+    def run(cell, settings, bench):
+        if cell["x"] == 1:
+            raise Diverged("loss nan in epoch 1")
+        return {"y": cell["x"]}
+
+    record = reproduce(open_study(dataclasses.replace(squares([]), run=run), 1, False, tmp_path / "a"))
+    assert record["diverged"] == ["x=1 seed=0 (loss nan in epoch 1)"]
+    assert [row[0] for row in record["table"]["rows"]] == ["0", "2", "3"]
+    assert "Diverged, and left out" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_training_resumes_where_it_was(stop, tmp_path, monkeypatch):
+    """Whole in one go, or interrupted after `stop` epochs and gone on: the same weights, to the bit."""
+
+    def training():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(6, 3)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        winnow.attach(model, optimizer, how=winnow.Gating(depth=3), where=winnow.Elements(), when=0.01, fused=False)
+        x, y = torch.randn(40, 6), torch.randint(3, (40,))
+        return model, Training(model, optimizer, shuffled(x, y, 8, 0), 4, cosine(optimizer, 20))
+
+    monkeypatch.setattr("winnow.papers.training.EVERY", -1.0)  # a checkpoint after every epoch
+    whole, one = training()
+    history = one.fit(Bench(None))
+    _, two = training()
+
+    def interrupted(epoch, loss):
+        if epoch == stop + 1:
+            raise KeyboardInterrupt
+        return {"epoch": epoch, "loss": loss}
+
+    two.each = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        two.fit(Bench(tmp_path))
+    resumed, three = training()
+    assert three.fit(Bench(tmp_path)) == history
+    assert torch.equal(whole.weight, resumed.weight)
+
+
+def test_a_stream_is_the_same_in_any_number_of_parts():
+    data = Examples("x", "", torch.arange(50.0)[:, None], torch.arange(50), torch.zeros(1, 1), torch.zeros(1), 10)
+    whole = [y.tolist() for _, y in Stream(data, 8, 3, 17, 1)(0)]
+    assert len(whole) == 17
+    for parts in (2, 5, 17):
+        stream = Stream(data, 8, 3, 17, parts)
+        assert [y.tolist() for part in range(parts) for _, y in stream(part)] == whole

@@ -51,9 +51,9 @@ def _body(record: dict[str, Any], folder: Path, short: bool = False) -> list[str
         lines.append(_line(words))
     if record["missing"]:
         lines += ["", "Missing data: " + "; ".join(record["missing"])]
-    if record["diverged"]:
+    if record.get("diverged"):
         lines += ["", "Diverged, and left out: " + "; ".join(record["diverged"])]
-    if len(record["commits"]) > 1:
+    if len(record.get("commits", ())) > 1:
         lines += ["", f"Made of {len(record['commits'])} commits, as it was resumed after a change."]
     lines += ["", record["differs"]]
     if record["table"]:

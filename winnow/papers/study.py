@@ -90,6 +90,14 @@ def reproduce(study: Study, jobs: int = 1, command: str = "", news: News = lambd
     return record
 
 
+def judge_again(experiment: Experiment, folder: Path) -> dict[str, Any]:
+    """A finished study's verdicts, table, texts and figure anew from its stored numbers, which stay as they are."""
+    record, rows = read(folder), json.loads((folder / "raw.json").read_text(encoding="utf-8"))
+    record |= _words_of(experiment, rows, record["settings"])
+    _publish(Study(experiment, folder, record), rows, record)
+    return record
+
+
 def read(folder: Path) -> dict[str, Any]:
     """A finished study's record.  Raises `WinnowError` where there is none."""
     try:
@@ -151,24 +159,29 @@ def work(experiment: Experiment, cell: Cell, settings: dict[str, Any], folder: P
 
 def _record(study: Study, rows: list[Row], command: str) -> dict[str, Any]:
     present = _sound(rows)
-    table = study.experiment.table(present, study.settings) if present else None
     pairs = list(zip(study.cells(), rows, strict=True))
     return {
         "format": 1,
         **study.plan,
         "paper": study.experiment.paper.slug,
-        "title": study.experiment.title,
         "command": command,
         "date": _date(study.folder),
         "environment": report.environment(),
         "seconds": sum(row["seconds"] for row in rows),
-        "differs": study.experiment.differs,
+        **_words_of(study.experiment, present, study.settings),
         "missing": sorted({row["missing"] for row in rows if "missing" in row}),
         "diverged": [f"{_words(cell)} ({row['diverged']})" for cell, row in pairs if "diverged" in row],
         "commits": sorted({str(row["commit"]) for row in rows}),
-        "verdicts": [
-            {**vars(v), "outcome": v.outcome.value} for v in judged(study.experiment, present, study.settings)
-        ],
+    }
+
+
+def _words_of(experiment: Experiment, rows: list[Row], settings: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of its rows."""
+    table = experiment.table(rows, settings) if rows else None
+    return {
+        "title": experiment.title,
+        "differs": experiment.differs,
+        "verdicts": [{**vars(v), "outcome": v.outcome.value} for v in judged(experiment, rows, settings)],
         "table": None if table is None else {"columns": list(table.columns), "rows": [list(row) for row in table.rows]},
     }
 

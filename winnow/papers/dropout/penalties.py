@@ -153,8 +153,8 @@ EXPERIMENT = Experiment(
     paper=DROPOUT,
     title="The effective penalty of a dropout strategy",
     claims=CLAIMS,
-    differs="As in the paper's figure (its code's parameters), with quadrature instead of unseeded sampling for hard- "
-    "concrete.",
+    differs="As in the paper's figure (its code's parameters), with quadrature instead of unseeded sampling for "
+    "hard-concrete.",
     full=FULL,
     quick=FULL | {"points": 4001, "draws": 20_000},
     cells=cells,

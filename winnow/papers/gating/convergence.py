@@ -20,7 +20,8 @@ from ..training import Training, error, shuffled
 CLAIMS = (
     "L_gated − L_sparse decays exponentially",
     "faster with a larger λ",
-    "slower with a larger D at a fixed λ_paper; the imbalance of the worst group as e^(−2λt), for every D (derived)",
+    "slower with a larger D at a fixed λ_paper",
+    "the imbalance of the worst group decays as e^(−2λt), for every D (derived for the flow)",
 )
 
 
@@ -87,12 +88,12 @@ def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
             Outcome.of(r2 > 0.9),
         ),
         Verdict(CLAIMS[1], "yes", "at every D" if grows else "not at every D", Outcome.of(grows)),
+        Verdict(CLAIMS[2], "yes", f"{'at' if falls else 'not at'} every λ", Outcome.of(falls)),
         Verdict(
-            CLAIMS[2],
-            "yes",
-            f"{'at' if falls else 'not at'} every λ; rate of the worst imbalance "
-            f"{min(ratios):.2f}–{max(ratios):.2f} × 2λ",
-            Outcome.of(falls and 0.8 < min(ratios) and max(ratios) < 1.25),
+            CLAIMS[3],
+            "not published",
+            f"rate {min(ratios):.2f}–{max(ratios):.2f} × 2λ",
+            Outcome.of(0.8 < min(ratios) and max(ratios) < 1.25),
         ),
     ]
 
@@ -149,7 +150,9 @@ EXPERIMENT = Experiment(
     title="The gated objective becomes the sparse one",
     claims=CLAIMS,
     differs="Published as curves; learning rate, batch and λ are ours (0.1 constant, 256, 60 epochs; plain SGD as the "
-    "theory has it). Groups are the incoming weights of the hidden neurons. λ = 2·λ_paper/D.",
+    "theory has it). Groups are the incoming weights of the hidden neurons. λ = 2·λ_paper/D. The worst group's "
+    "imbalance falls short of the flow's rate where λ is small: a finite step of size η adds up to η²‖g‖²s² to "
+    "it, whatever λ.",
     full=FULL,
     quick=FULL
     | {"data": "digits", "hidden": [64, 32], "depths": [2, 3], "lambda_paper": [3e-3, 6e-3], "batch": 32, "epochs": 25},

@@ -184,7 +184,7 @@ def table(rows: list[Row], settings: Settings) -> Table:
     return Table(("dose Λ", "seed", "‖x‖₁", "smallest ‖x‖₁", "‖x − x*‖", "distance to argmin R_a"), lines)
 
 
-FULL = {"lr": 1e-4, "gap_steps": 20_000, "gap_dose": 2.0, "doses": [0.0, 1.0, 2.0, 4.0], "steps": 200_000}
+FULL = {"lr": 1e-4, "gap_steps": 20_000, "gap_dose": 2.0, "doses": [0.0, 1.0, 2.0, 4.0, 8.0], "steps": 200_000}
 EXPERIMENT = Experiment(
     name="pilot-flow",
     paper=PILOT,
