@@ -116,6 +116,7 @@ BAD = {
     "--depth 3 --penalty lp": "give one of the two",
     "--depth 0": "depth",
     "--how dropout --p 0.5": "--penalty lp",
+    "--width 32": "--width is for cifar10 and shakespeare",
     "--epochs 0": "positive number, got 0",
     "--batch -5": "positive number, got -5",
     "--lr 0": "positive number, got 0",
@@ -160,6 +161,15 @@ def test_two_of_four_leaves_out_what_has_no_fours() -> None:
     names = list(options.GROUPINGS["2:4"](models.build("cifar10"), None, None))
     assert names[0].startswith("layer1"), "three colours make no fours"
     assert len(names) == 7
+
+
+def test_the_width_is_the_models() -> None:
+    assert models.build("shakespeare", 65, 128, 32).wte.weight.shape == (65, 32)
+    assert models.build("cifar10", 10, width=8).fc.weight.shape == (10, 64)
+    chosen = options.Options(data="cifar10", width=8).filled()
+    assert "--width 8" in chosen.command()
+    images = data.Images("cifar10", "", *(torch.zeros(1) for _ in range(6)))
+    assert shrink.make(chosen, images).fc.in_features == 64
 
 
 @pytest.mark.parametrize("word", ["keep_macs", "keep_params"])

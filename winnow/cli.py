@@ -60,6 +60,9 @@ def train_command(
     batch: Annotated[int | None, typer.Option(help="Minibatch size.", show_default="by data")] = None,
     seed: Annotated[int, typer.Option(help="Of the weights, the batches and everything drawn.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data, each side.", show_default="by data")] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Of cifar10's and shakespeare's model.", show_default="24, 128")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="torch's choice")] = None,
     dense: Annotated[bool, typer.Option(help="Train the dense control too.")] = True,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="a fresh one in runs/")] = None,
@@ -75,7 +78,7 @@ def train_command(
     words = {"data": data, "how": how, "where": where, "penalty": penalty, "optimizer": optimizer}
     shares = {"keep": keep, "keep_macs": keep_macs, "keep_params": keep_params}
     numbers = shares | {"strength": strength, "p": p, "depth": depth, "lr": lr}
-    counts = {"batch": batch, "seed": seed, "epochs": epochs, "threads": threads}
+    counts = {"batch": batch, "seed": seed, "epochs": epochs, "width": width, "threads": threads}
     with _said():
         outcome = train.job(table.Options(**words, **numbers, **counts, dense=dense), out, Screen(console))  # type: ignore[arg-type]
     console.print(report.table(outcome.record))

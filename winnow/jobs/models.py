@@ -225,10 +225,10 @@ def _convolution(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-def build(data: str, classes: int = 10, block: int = 128) -> nn.Module:
-    """The main job's model for the data set `data`, initialised from torch's global seed."""
+def build(data: str, classes: int = 10, block: int = 128, width: int | None = None) -> nn.Module:
+    """The main job's model for the data set `data`, initialised from torch's global seed; `width` for text and colour only."""
     if data == "shakespeare":
-        return NanoGPT(GPTConfig(vocab=classes, block_size=block))
+        return NanoGPT(GPTConfig(vocab=classes, block_size=block, n_embd=width or GPTConfig.n_embd))
     if data == "cifar10":
-        return ResNet9(classes)
+        return ResNet9(classes, width or 24)
     return LeNet300100(64, classes, hidden=(64, 32)) if data == "digits" else LeNet300100(784, classes)

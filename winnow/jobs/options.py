@@ -102,6 +102,7 @@ class Options:
     batch: int | None = None
     seed: int = 0
     epochs: int | None = None
+    width: int | None = None
     threads: int | None = None
     dense: bool = True
 
@@ -167,6 +168,8 @@ class Options:
             raise WinnowError(f"--where heads needs a model with attention, {self.data}'s has none: train shakespeare")
         if self.how == "masking" and self.where not in ("elements", "2:4"):
             raise WinnowError("--how masking acts on single weights: use --where elements or 2:4, or --how gating")
+        if self.width is not None and self.data not in ("cifar10", "shakespeare"):
+            raise WinnowError(f"--width is for cifar10 and shakespeare; the model of {self.data} has one size: leave it out")
         if self.depth is not None and self.how != "gating":
             raise WinnowError(f"--depth counts the factors of --how gating; --how {self.how} has none: leave it out")
         if self.depth is not None and self.penalty is not None:
@@ -179,7 +182,7 @@ class Options:
             raise WinnowError("--p is the exponent of --penalty lp: add that")
 
     def _check_numbers(self) -> None:
-        for word in ("strength", "lr", "batch", "epochs", "threads"):
+        for word in ("strength", "lr", "batch", "epochs", "width", "threads"):
             value = getattr(self, word)
             low_ok = word == "strength" and value == 0
             if value is not None and not (low_ok or (value > 0 and math.isfinite(value))):

@@ -42,7 +42,7 @@ class Finished:
 
 def make(options: Options, data: Data) -> nn.Module:
     """The run's model, freshly built."""
-    return build(options.data, data.classes, getattr(data, "block", 0))
+    return build(options.data, data.classes, getattr(data, "block", 0), options.width)
 
 
 def example_of(data: Data) -> torch.Tensor:

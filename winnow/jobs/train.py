@@ -18,7 +18,6 @@ from winnow.errors import WinnowError
 
 from . import report, shrink
 from .data import Data
-from .models import build
 from .options import COUNTS, GROUPINGS, ROUTES, Options, load_data
 from .screen import Interrupt, Quiet, heard
 
@@ -99,7 +98,7 @@ def prepare(options: Options, data: Data) -> list[Side]:
     """Both sides from the same initial weights; all that `attach` may refuse, it refuses here."""
     steps = (options.epochs or 0) * data.steps(options.batch or 0)
     torch.manual_seed(options.seed)
-    model = build(options.data, data.classes, getattr(data, "block", 0))
+    model = shrink.make(options, data)
     dense = copy.deepcopy(model)
     sparse = Side("sparse", model, make_optimizer(model, options))
     when: Any = options.strength if options.target is None else winnow.Toward(density=options.target[1], steps=steps)

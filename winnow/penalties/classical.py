@@ -174,9 +174,10 @@ class Fair(Penalty):
         return 1 + r / self.c, 1.0
 
     def dual_ratio(self, num: Tensor, den: Number) -> Tensor:
-        # c²(η - 1/η - 2 log η) from η = 1 on, 0 below
-        num = torch.clamp(num, min=torch.as_tensor(den, dtype=num.dtype, device=num.device))
-        return self.c**2 * (num / den - den / num - 2 * torch.log(num / den))
+        # c²(η - 1/η - 2 log η) from η = 1 on, 0 below; over one denominator, as ∞ - ∞ is no number
+        den = torch.as_tensor(den, dtype=num.dtype, device=num.device)
+        num = torch.clamp(num, min=den)
+        return self.c**2 * (num**2 - den**2 - 2 * num * torch.xlogy(den, num / den)) / (num * den)
 
     def dual_slope_ratio(self, num: Tensor, den: Number) -> Tensor:
         num = torch.clamp(num, min=torch.as_tensor(den, dtype=num.dtype, device=num.device))
