@@ -18,6 +18,7 @@ from ..data import examples, images
 from ..plots import curve, label, panels
 from ..texts import PILOT
 from ..training import Stream, Training, cosine
+from .learnt_masks import fold, reparametrise
 
 CLAIMS = (
     "m ⊙ v without regularisation already beats plain magnitude removal",
@@ -47,7 +48,7 @@ def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
     model = build(cell["net"], net, data)
     names = [name for name, theta in model.named_parameters() if theta.dim() >= 2]
     steps, method = net["steps"], cell["method"]
-    masks = _reparametrise(model, names, method)
+    masks = reparametrise(model, names, method)
     factored = method in ("m⊙v", "PILoT", "balanced (spred)")
     optimizer = torch.optim.SGD(model.parameters(), net["lr"] * (2 if factored else 1), momentum=0.9)
     weights = [model.get_parameter(name) for name in names] if not masks else []
@@ -76,7 +77,7 @@ def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
     dose = handle.dose if handle else None
     if handle:
         handle.release()
-    _fold(model, names)
+    fold(model, names)
     zeros = _zeros(model, names)
     return {"accuracy": _removed(model, names, data, settings["grid"]), "dose": dose, "zeros": zeros}
 
@@ -110,67 +111,6 @@ def _attach(model: nn.Module, optimizer: Any, cell: Cell, settings: Settings, st
     return winnow.attach(
         model, optimizer, how=how[cell["method"]], where=winnow.Elements(), when=when, fused=settings["fused"]
     )
-
-
-class SoftThreshold(nn.Module):
-    """STR (Kusupati et al. 2020): sign(w)·relu(|w| − σ(s)), one s per layer; weight decay on w and s drives s up."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.s = nn.Parameter(torch.tensor(-8.0))
-        self.progress = 0.0
-        self.last = torch.zeros(())
-
-    def forward(self, w: Tensor) -> Tensor:
-        self.last = w
-        out: Tensor = w.sign() * torch.relu(w.abs() - self.s.sigmoid())
-        return out
-
-    def cost(self) -> Tensor:
-        """½(‖w‖² + s²): what coupled weight decay is the gradient of."""
-        out: Tensor = 0.5 * (self.last.square().sum() + self.s.square())
-        return out
-
-
-class SoftMask(nn.Module):
-    """Continuous sparsification (Savarese et al. 2020): w·σ(T·s)/σ(s₀), T from 1 to 200, L1 on σ(T·s)."""
-
-    def __init__(self, shape: torch.Size) -> None:
-        super().__init__()
-        self.s = nn.Parameter(torch.zeros(shape))
-        self.progress = 0.0
-
-    def gate(self) -> Tensor:
-        """σ(T·s)."""
-        out: Tensor = (200**self.progress * self.s).sigmoid()
-        return out
-
-    def forward(self, w: Tensor) -> Tensor:
-        out: Tensor = w * self.gate() * 2
-        return out
-
-    def cost(self) -> Tensor:
-        """Σσ(T·s)."""
-        return self.gate().sum()
-
-
-def _reparametrise(model: nn.Module, names: list[str], method: str) -> list[Any]:
-    """STR's or continuous sparsification's map on every weight; [] for the other methods."""
-    if method not in ("STR", "continuous sparsification"):
-        return []
-    masks: list[Any] = []
-    for name in names:
-        owner = model.get_submodule(name.rpartition(".")[0])
-        masks.append(SoftThreshold() if method == "STR" else SoftMask(owner.weight.shape))  # type: ignore[arg-type]
-        nn.utils.parametrize.register_parametrization(owner, "weight", masks[-1])
-    return masks
-
-
-def _fold(model: nn.Module, names: list[str]) -> None:
-    for name in names:
-        owner = model.get_submodule(name.rpartition(".")[0])
-        if nn.utils.parametrize.is_parametrized(owner):
-            nn.utils.parametrize.remove_parametrizations(owner, "weight")
 
 
 @torch.no_grad()
