@@ -64,7 +64,7 @@ def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
                 "active": int(active.sum()),
                 "true": int((active & true).sum()),
                 "misalignment": misalignment,
-                "w": w.tolist() if cell["method"] in ("D=2", "FISTA") else None,
+                "w": [float(f"{x:.6g}") for x in w] if cell["method"] in ("D=2", "FISTA") else None,
             }
         )
     columns = true.repeat_interleave(SIZE)
