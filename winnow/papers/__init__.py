@@ -70,6 +70,7 @@ def perform(name: str, seeds: int | None, quick: bool, jobs: int, out: Path | No
     words += ["--seeds", str(seeds)] if seeds else []
     words += ["--quick"] if quick else []
     words += ["--jobs", str(jobs)] if jobs > 1 else []
+    plots.panels(1)  # what a figure needs is missed now rather than after the last cell
     root = Path("runs") if quick else Path("records")
     study = open_study(EXPERIMENTS[name], seeds, quick, out, root)
     with news:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from winnow.errors import WinnowError
@@ -32,6 +33,15 @@ def panels(
     if title:
         figure.suptitle(title, fontsize=11)
     return figure, axes
+
+
+def save(figure: Any, folder: Path) -> None:
+    """figure.png and figure.svg, the same bytes for the same figure."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "winnow"}):
+        figure.savefig(folder / "figure.png")
+        figure.savefig(folder / "figure.svg", metadata={"Date": None})
 
 
 def label(ax: Any, title: str = "", x: str = "", y: str = "", legend: bool = True) -> None:

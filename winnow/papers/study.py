@@ -198,13 +198,13 @@ def _commit() -> str | None:
 
 def _publish(study: Study, rows: list[Row], record: dict[str, Any]) -> None:
     """raw.json, the figure, the paragraph; record.json last, as it says that the rest is there."""
-    from . import pages
+    from . import pages, plots
 
-    report.write_json(study.folder / "raw.json", rows)
+    lines = ",\n".join(json.dumps(report.plain(row), allow_nan=False) for row in rows)
+    (study.folder / "raw.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     if rows:
         figure = study.experiment.draw(rows, study.settings)
-        for kind in ("png", "svg"):
-            figure.savefig(study.folder / f"figure.{kind}", metadata={"Date": None} if kind == "svg" else None)
+        plots.save(figure, study.folder)
     (study.folder / "README.md").write_text(pages.paragraph(record), encoding="utf-8")
     report.write_json(study.folder / RECORD, record)
 

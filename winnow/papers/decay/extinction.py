@@ -120,7 +120,8 @@ def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
         Verdict(
             CLAIMS[3],
             "exact as lr → 0",
-            f"at lr {settings['survival_lr']:g}, the edge lies within the grid's step of it",
+            f"at lr {settings['survival_lr']:g}, the edge lies within the grid's step of it for "
+            f"{sum(_brackets(row, row['radius']) for row in basins)} of {len(basins)} p",
             Outcome.of(all(_brackets(row, row["radius"]) for row in basins)),
         ),
         Verdict(

@@ -176,7 +176,8 @@ def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
     score = {(d, m): mean(at_tenth(rows, d, m, settings)) for d in shown for m in (*GATED, *OTHERS)}
 
     def wins(rivals: tuple[str, ...]) -> list[str]:
-        return [d for d in shown if min(score[d, "D=3"], score[d, "D=4"]) > max(score[d, m] for m in rivals)]
+        """The sets on which both lead all rivals; a rival that did not run (NaN) is not beaten."""
+        return [d for d in shown if all(min(score[d, "D=3"], score[d, "D=4"]) > score[d, m] for m in rivals)]
 
     plain, hard = wins(("LassoNet", "linear, retrained")), wins(OTHERS)
     below = [d for d in shown if score[d, "D=2"] < min(score[d, "D=3"], score[d, "D=4"])]

@@ -150,7 +150,7 @@ def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
             CLAIMS[4],
             "yes",
             ", ".join(f"{s} {e:.3f}" for s, e in sgd.items()),
-            Outcome.of(all(abs(e - pilot[s]) < 0.1 for s, e in sgd.items())),
+            Outcome.of(all(abs(e - pilot[s]) < 0.1 for s, e in sgd.items())) if sgd else Outcome.NOT_RUN,
         ),
     ]
 
