@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import gzip
 import io
@@ -80,6 +81,26 @@ def white_wine(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     test, train = (torch.from_numpy(rows[part]) for part in (order[: len(rows) // 5], order[len(rows) // 5 :]))
     std, mean = torch.std_mean(train[:, :-1], 0)
     return (train[:, :-1] - mean) / std, train[:, -1], (test[:, :-1] - mean) / std, test[:, -1]
+
+
+def housing() -> tuple[Tensor, Tensor]:
+    """California housing as the p-norm decay notebook has it: x (n, 8), y (n,), in float64.
+
+    Columns: income, age, rooms, bedrooms per household, population, people per household, latitude, longitude, all
+    standardised, missing bedrooms at their mean; y is the median value in 100,000 dollars less its mean.
+    """
+    with gzip.open(_below("tabular/california_housing.csv.gz"), "rt") as lines:
+        rows = list(csv.DictReader(lines))
+
+    def column(name: str) -> Tensor:
+        values = torch.tensor([float(row[name] or "nan") for row in rows], dtype=torch.float64)
+        return values.nan_to_num(float(values.nanmean()))
+
+    homes, people = column("households"), column("population")
+    columns = [column("median_income"), column("housing_median_age"), column("total_rooms") / homes]
+    columns += [column("total_bedrooms") / homes, people, people / homes, column("latitude"), column("longitude")]
+    x, y = torch.stack(columns, 1), column("median_house_value") / 100_000
+    return (x - x.mean(0)) / x.std(0, correction=0), y - y.mean()
 
 
 def _below(path: str) -> Path:
