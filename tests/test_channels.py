@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -190,8 +191,12 @@ BAD = {
     "two rates": (
         None,
         lambda m: torch.optim.SGD(
-            [{"params": [p for p in m.parameters() if p.ndim > 1]}, {"params": [p for p in m.parameters() if p.ndim == 1],
-                                                                     "lr": 0.01}], lr=0.1),
+            [
+                {"params": [p for p in m.parameters() if p.ndim > 1]},
+                {"params": [p for p in m.parameters() if p.ndim == 1], "lr": 0.01},
+            ],
+            lr=0.1,
+        ),
         "learning rates",
     ),
 }
@@ -231,3 +236,26 @@ def test_compacting_before_settling_warns(recwarn):
         getattr(run, leave)()
         winnow.compact(model, example)
         assert not recwarn.list
+
+
+@every_route
+@pytest.mark.parametrize("where", ["units", "rows"])
+def test_masks_say_what_settle_will_zero(where, route):
+    """Before settling, after it, and for weights that several layers of units share."""
+    model, example = zoo.build("nanoGPT")
+    model.train()
+    opt = OPTIMIZERS["adamw"](model.parameters())
+    rule = Channels(example) if where == "units" else Rows()
+    run = winnow.attach(model, opt, how=ROUTES[route], where=rule, when=1e-3)
+    before = {theta: theta.detach() != 0 for theta in run.masks()}
+    train(model, example, opt, 5)
+    run.cut(0.4)
+    masks = run.masks()
+    share = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+    assert 0.2 < share < 0.7 and all(mask.shape == theta.shape for theta, mask in masks.items())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WinnowWarning)
+        run.settle()
+    for theta, mask in masks.items():
+        assert torch.equal((theta.detach() != 0)[before[theta]], mask[before[theta]])
+    assert all(torch.equal(mask, masks[theta]) for theta, mask in run.masks().items())

@@ -124,7 +124,8 @@ def measure_command(
 
 @app.command("export")
 def export_command(
-    folder: Folder, out: Annotated[Path | None, typer.Option(help=".onnx or .pt2.", show_default="RUN/small.onnx")] = None
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option(help=".onnx or .pt2.", show_default="RUN/small.onnx")] = None,
 ) -> None:
     """Write a run's smaller model as ONNX (checked in ONNX Runtime) or as torch.export's .pt2."""
     path = folder / "small.onnx" if out is None else out

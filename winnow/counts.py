@@ -92,7 +92,9 @@ class Parameters(Count):
     def sizes(self, tracer: Tracer) -> Iterator[Sequence[tuple[Layout, Sequence[int]]]]:
         seen: set[int] = set()
         used = {node.target for node in tracer.module.graph.nodes if node.op == "get_attr" and node.users}
-        for name, layout in sorted(tracer.weights.items(), key=lambda item: item[0] not in used):  # of tied names, the one used
+        for name, layout in sorted(
+            tracer.weights.items(), key=lambda item: item[0] not in used
+        ):  # of tied names, the one used
             theta = attribute(tracer.module, name)
             if isinstance(theta, nn.Parameter) and id(theta) not in seen:
                 seen.add(id(theta))

@@ -64,10 +64,12 @@ def _ordered(flat: Tensor, last: Sequence[Tensor | None], norms: Sequence[Tensor
     """The scores, those of `last` above all others; unchanged where there are none."""
     if all(marks is None for marks in last):
         return flat
-    late = torch.cat([
-        (torch.zeros_like(norm, dtype=torch.bool) if marks is None else marks & (norm > 0)).flatten()
-        for marks, norm in zip(last, norms, strict=True)
-    ])
+    late = torch.cat(
+        [
+            (torch.zeros_like(norm, dtype=torch.bool) if marks is None else marks & (norm > 0)).flatten()
+            for marks, norm in zip(last, norms, strict=True)
+        ]
+    )
     place = flat.argsort(stable=True).argsort().double()
     return torch.where(flat.isinf(), math.inf, place + len(flat) * late)
 

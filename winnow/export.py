@@ -40,7 +40,9 @@ def export(model: nn.Module, path: str | os.PathLike[str], example: Example) -> 
             ) from problem
     if not error <= TOLERANCE:
         path.unlink(missing_ok=True)
-        raise FileError(f"{path} was read back and its outputs differ by {error:.1e} of the largest; the file was removed")
+        raise FileError(
+            f"{path} was read back and its outputs differ by {error:.1e} of the largest; the file was removed"
+        )
     return error
 
 

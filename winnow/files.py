@@ -74,7 +74,9 @@ def load(folder: str | os.PathLike[str], make_model: Callable[[], nn.Module]) ->
     """
     folder = Path(folder)
     if isinstance(make_model, nn.Module):
-        raise FileError(f"make_model must be a function that builds the model, got a {type(make_model).__name__} already built")
+        raise FileError(
+            f"make_model must be a function that builds the model, got a {type(make_model).__name__} already built"
+        )
     structure = _structure(folder)
     tensors = unpack(_weights(folder, structure), structure["packed"])
     model = make_model()
@@ -130,15 +132,27 @@ def _structure(folder: Path) -> dict[str, Any]:
     try:
         structure = json.loads(path.read_text(encoding="utf-8"))
         if int(structure["format"]) > FORMAT:
-            raise FileError(f"{path} has format {structure['format']}, newer than this Winnow reads ({FORMAT}); upgrade Winnow")
+            raise FileError(
+                f"{path} has format {structure['format']}, newer than this Winnow reads ({FORMAT}); upgrade Winnow"
+            )
         structure.setdefault("packed", {})
-        wanted = {"packed": dict, "format": int, "form": str, "class": str, "sha256": str, "tensors": dict, "tied": dict}
+        wanted = {
+            "packed": dict,
+            "format": int,
+            "form": str,
+            "class": str,
+            "sha256": str,
+            "tensors": dict,
+            "tied": dict,
+        }
         if not all(isinstance(structure[key], kind) for key, kind in wanted.items()):
             raise TypeError("a field has the wrong type")
     except FileError:
         raise
     except Exception as error:
-        raise FileError(f"{path} is damaged or foreign ({type(error).__name__}: {error}); nothing was loaded") from error
+        raise FileError(
+            f"{path} is damaged or foreign ({type(error).__name__}: {error}); nothing was loaded"
+        ) from error
     return dict(structure)
 
 
@@ -177,7 +191,9 @@ def _fit(model: nn.Module, shapes: Mapping[str, Tensor], folder: Path) -> None:
                     )
                 if id(theta) not in done:
                     empty = torch.empty(new.shape, dtype=theta.dtype, device=theta.device)
-                    done[id(theta)] = nn.Parameter(empty, theta.requires_grad) if isinstance(theta, nn.Parameter) else empty
+                    done[id(theta)] = (
+                        nn.Parameter(empty, theta.requires_grad) if isinstance(theta, nn.Parameter) else empty
+                    )
                 table[key] = done[id(theta)]
     resize(model)
 
@@ -193,7 +209,9 @@ def _graph(model: nn.Module, recipe: Any, folder: Path) -> fx.GraphModule:
             for name, axes in recipe["keep"].items()
         }
     except Exception as error:
-        raise FileError(f"{folder / STRUCTURE} is damaged ({type(error).__name__}: {error}); nothing was loaded") from error
+        raise FileError(
+            f"{folder / STRUCTURE} is damaged ({type(error).__name__}: {error}); nothing was loaded"
+        ) from error
 
     _fit(model, base, folder)
 

@@ -66,7 +66,9 @@ class Compressed(Packed):
         columns = x.t().contiguous()
         if self.bias is None:
             return (weight @ columns).t()
-        return torch.addmm(self.bias[:, None].expand(-1, len(x)), weight, columns).t()  # one pass less than adding it behind
+        return torch.addmm(
+            self.bias[:, None].expand(-1, len(x)), weight, columns
+        ).t()  # one pass less than adding it behind
 
     @abstractmethod
     def _layout(self) -> torch.layout: ...

@@ -292,7 +292,10 @@ class Host:
             own = state.pop(factor, None)
             if factor is not lane.site.theta:
                 factor.grad = None
-            shelf[name] = {"value": factor.detach(), "state": bag.get(name, {}).get("state", {}) if own is None else own}
+            shelf[name] = {
+                "value": factor.detach(),
+                "state": bag.get(name, {}).get("state", {}) if own is None else own,
+            }
         shelf.update(lane.keeps())
         if "alive" in bag:
             shelf["alive"] = bag["alive"]

@@ -98,6 +98,7 @@ def repeated(example: Example, batch: int) -> Example:
 
 def by_turns(runs: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[list[float]]:
     """Seconds of every call, the runs taking turns for about `seconds` each, after warming up."""
+
     def once(run: Callable[[], Any]) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -181,6 +181,22 @@ class Run:
         """Per penalised weight, what is alive."""
         return [self._layer(lane) for lane in self._lanes]
 
+    @torch.no_grad()
+    def masks(self) -> dict[nn.Parameter, Tensor]:
+        """Per penalised weight, True at the entries whose group counts as nonzero: what `settle` would leave."""
+        found: dict[nn.Parameter, Tensor] = {}
+        for lane in self._lanes:
+            site, dead = lane.site, self._as_local(lane, self._dead(lane))
+            mask = torch.ones_like(site.theta, dtype=torch.bool)
+            site.groups.split(mask).masked_fill_(dead, False)
+            if not site.shares:
+                found[site.theta] = mask
+                continue
+            for share, part in zip(site.shares, site.cut(mask), strict=True):
+                all_of_it = found.setdefault(share.weight, torch.ones_like(share.weight, dtype=torch.bool))
+                share.member.put(all_of_it, share.member.take(all_of_it) & part)
+        return found
+
     def _layer(self, lane: Lane) -> Layer:
         site = lane.site
         alive = int((~self._dead(lane)).sum())
@@ -201,7 +217,9 @@ class Run:
         self._must_be_open("feedback")
         score = _mean_over_ranks(score, self._lanes[0].site.theta.device)
         if math.isnan(score):
-            raise ScheduleError("feedback needs a number, got nan: give the training accuracy, or minus the training loss")
+            raise ScheduleError(
+                "feedback needs a number, got nan: give the training accuracy, or minus the training loss"
+            )
         size = float(sum(whole(lane.site.theta.detach().abs().sum()) for lane in self._lanes))
         memory = self.schedule.feedback(self.clock, score, size)
         clock = Clock(self.clock.step, self.clock.flow, self.clock.dose, memory)
@@ -217,7 +235,9 @@ class Run:
         """Exact zeros for every group at or below `threshold`, and the optimizer released. Returns the run."""
         self._must_be_open("settle")
         if threshold is not None and not 0 <= threshold < math.inf:
-            raise ScheduleError(f"threshold must be a norm, finite and >= 0, got {threshold}; None takes float resolution")
+            raise ScheduleError(
+                f"threshold must be a norm, finite and >= 0, got {threshold}; None takes float resolution"
+            )
         target = self.schedule.target
         if target is not None and not self._host.frozen:
             warn(

@@ -67,8 +67,10 @@ class Chosen:
             return "nothing to choose: the model has no nn.Linear whose weight is its own (a graph has none)"
         taken = [choice for choice in self.choices if choice.format != DENSE]
         won = sum(choice.speedup > 1 for choice in taken)
-        head = f"{won} of {len(self.choices)} linear layers are faster in a sparse format" if taken else (
-            "nothing wins: every linear layer is fastest dense on this machine"
+        head = (
+            f"{won} of {len(self.choices)} linear layers are faster in a sparse format"
+            if taken
+            else ("nothing wins: every linear layer is fastest dense on this machine")
         )
         tail = f"outputs equal, relative difference {self.error:.1e}; {self.threads} threads on {self.device}"
         return "\n".join([head, *map(str, self.choices), tail])
@@ -99,7 +101,9 @@ def to_runtime(model: nn.Module, example: Example, format: str = AUTO) -> tuple[
             setattr(fast.get_submodule(owner), leaf, module)
     why = {reason for choice in choices for word, reason in choice.refused.items() if word == format}
     if choices and format in words and not any(choice.format == format for choice in choices):
-        raise RuntimeFormatError(f"no linear layer takes {format!r}: it {'; '.join(sorted(why))}; 'auto' measures what fits")
+        raise RuntimeFormatError(
+            f"no linear layer takes {format!r}: it {'; '.join(sorted(why))}; 'auto' measures what fits"
+        )
     dtype = next(theta.dtype for theta in model.parameters() if theta.is_floating_point())
     _, error = difference(model, fast, example, dtype)
     if error > TOLERANCES.get(dtype, 100 * torch.finfo(dtype).eps):
@@ -128,7 +132,9 @@ def _rows(model: nn.Module, example: Example) -> dict[str, int]:
     return found
 
 
-def _note(found: dict[str, int], name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _note(
+    found: dict[str, int], name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
     x = args[0] if args else kwargs["input"]
     found[name] = x.numel() // max(x.shape[-1], 1)
 
@@ -145,7 +151,10 @@ def _choose(name: str, linear: nn.Linear, rows: int, wanted: str) -> tuple[Choic
             try:
                 modules[kind.word] = kind(linear)  # type: ignore[assignment]
                 modules[kind.word](x)
-            except (RuntimeError, NotImplementedError) as error:  # a build of torch without this kernel, dtype or device
+            except (
+                RuntimeError,
+                NotImplementedError,
+            ) as error:  # a build of torch without this kernel, dtype or device
                 why = str(error).strip().splitlines()[0]
                 modules.pop(kind.word, None)
         if why:

@@ -59,9 +59,7 @@ def find_sites(model: nn.Module, optimizer: Optimizer, where: Where) -> tuple[li
     if isinstance(where, Channels):
         return _unit_sites(model, optimizer, where, held, owners)
     if isinstance(where, Grouping):
-        chosen = {
-            theta: where for theta in names if theta.ndim >= 2 and theta.requires_grad and id(theta) in held
-        }
+        chosen = {theta: where for theta in names if theta.ndim >= 2 and theta.requires_grad and id(theta) in held}
         if not chosen:
             raise AttachError(
                 "no trainable weight of two or more dimensions is held by the optimizer; "
@@ -76,7 +74,8 @@ def find_sites(model: nn.Module, optimizer: Optimizer, where: Where) -> tuple[li
     for theta in chosen:
         _check(names[theta][0], theta, held, owners[theta])
     return [
-        Site(names[theta][0], theta, _bind(names[theta][0], theta, rule), owners[theta]) for theta, rule in chosen.items()
+        Site(names[theta][0], theta, _bind(names[theta][0], theta, rule), owners[theta])
+        for theta, rule in chosen.items()
     ], None
 
 
@@ -91,7 +90,9 @@ def _unit_sites(
     if where.count is not None and not isinstance(where.count, Count):
         raise AttachError(f"count must be MACs() or Parameters(), got {where.count!r}; leave it out to count entries")
     read = {member.name for layer in every if layer.feature for member in layer.members}
-    layers = [layer for layer in every if layer.count > 1 and (layer.feature or not read & {m.name for m in layer.members})]
+    layers = [
+        layer for layer in every if layer.count > 1 and (layer.feature or not read & {m.name for m in layer.members})
+    ]
     if not layers:
         raise AttachError(f"{type(bare).__name__} has no layer with two units or more that could be removed")
     params = dict(bare.named_parameters(remove_duplicate=False))
@@ -128,7 +129,9 @@ def _unit_site(layer: UnitLayer, shares: list[Share], anchors: set[int], optimiz
     return Site(layer.name, theta, Rows(weighted=weighted).bind(theta.shape), (), tuple(shares), layer.cost)
 
 
-def _names(model: nn.Module) -> tuple[dict[nn.Parameter, list[str]], dict[nn.Parameter, tuple[tuple[nn.Module, str], ...]]]:
+def _names(
+    model: nn.Module,
+) -> tuple[dict[nn.Parameter, list[str]], dict[nn.Parameter, tuple[tuple[nn.Module, str], ...]]]:
     """All names and all owners of every parameter."""
     names: dict[nn.Parameter, list[str]] = {}
     owners: dict[nn.Parameter, tuple[tuple[nn.Module, str], ...]] = {}
@@ -166,7 +169,9 @@ def _check(name: str, theta: nn.Parameter, held: set[int], owners: Sequence[tupl
     if isinstance(theta, nn.parameter.UninitializedParameter):
         raise AttachError(f"{name!r} has no shape yet; run one batch through the lazy module before attach()")
     if not theta.is_floating_point():
-        raise AttachError(f"{name!r} has dtype {theta.dtype}, but penalties need a real floating-point weight; leave it out")
+        raise AttachError(
+            f"{name!r} has dtype {theta.dtype}, but penalties need a real floating-point weight; leave it out"
+        )
     if not theta.requires_grad:
         raise AttachError(f"{name!r} is frozen (requires_grad=False); unfreeze it, or leave it out of where=")
     if id(theta) not in held:

@@ -65,7 +65,9 @@ class Images:
         return {"name": self.name, "source": self.source, **sizes, "classes": self.classes}
 
     def _ready(self, x: Tensor) -> Tensor:
-        return ((x.float() - self.mean) / self.std).permute(0, 3, 1, 2)  # channels last in memory, as convolutions like it
+        return ((x.float() - self.mean) / self.std).permute(
+            0, 3, 1, 2
+        )  # channels last in memory, as convolutions like it
 
 
 def moved(x: Tensor, chosen: Tensor, dice: torch.Generator) -> Tensor:
@@ -107,11 +109,12 @@ def _part(stored: Any, part: str) -> tuple[Tensor, Tensor]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise WinnowError(f"CIFAR-10 is kept as JPEG files, which Pillow reads, and that is not installed: {EXTRA}") from error
+        raise WinnowError(
+            f"CIFAR-10 is kept as JPEG files, which Pillow reads, and that is not installed: {EXTRA}"
+        ) from error
     raw, ends = stored[f"{part}_jpeg"].tobytes(), stored[f"{part}_offsets"]
     images = [np.asarray(Image.open(io.BytesIO(raw[a:b])).convert("RGB")) for a, b in itertools.pairwise(ends)]
     x, y = np.stack(images), torch.from_numpy(stored[f"{part}_labels"].astype(np.int64))
     if x.shape != (SIZES[part], 32, 32, 3) or len(y) != len(x) or int(y.max()) > 9:
         raise ValueError(f"{len(x)} {part} images of {x.shape[1:]} and {len(y)} labels")
     return torch.from_numpy(x), y
-

@@ -62,7 +62,9 @@ GROUPINGS: dict[str, Callable[[nn.Module, Any, Any], Any]] = {
     "columns": lambda model, _example, _count: dict.fromkeys(layer_weights(model, last=True), winnow.Columns()),
     "blocks": lambda model, _example, _count: dict.fromkeys(layer_weights(model, last=False), winnow.Blocks((4, 4))),
     "2:4": lambda model, _example, _count: dict.fromkeys(fours(model), winnow.NM(2, 4)),
-    "heads": lambda model, _example, _count: dict.fromkeys(attention_weights(model), winnow.Heads(heads_of(model), fused=3)),
+    "heads": lambda model, _example, _count: dict.fromkeys(
+        attention_weights(model), winnow.Heads(heads_of(model), fused=3)
+    ),
     "channels": lambda _model, example, count: winnow.Channels(example, count=count),
 }
 
@@ -163,13 +165,17 @@ class Options:
                 "smaller model's, and --strength for a fixed penalty: give one of them"
             )
         if self.target and self.target[0] != "keep" and self.where != "channels":
-            raise WinnowError(f"--{given[0]} is about the smaller model, which needs zeros that come out: add --where channels")
+            raise WinnowError(
+                f"--{given[0]} is about the smaller model, which needs zeros that come out: add --where channels"
+            )
         if self.where == "heads" and not self.text:
             raise WinnowError(f"--where heads needs a model with attention, {self.data}'s has none: train shakespeare")
         if self.how == "masking" and self.where not in ("elements", "2:4"):
             raise WinnowError("--how masking acts on single weights: use --where elements or 2:4, or --how gating")
         if self.width is not None and self.data not in ("cifar10", "shakespeare"):
-            raise WinnowError(f"--width is for cifar10 and shakespeare; the model of {self.data} has one size: leave it out")
+            raise WinnowError(
+                f"--width is for cifar10 and shakespeare; the model of {self.data} has one size: leave it out"
+            )
         if self.depth is not None and self.how != "gating":
             raise WinnowError(f"--depth counts the factors of --how gating; --how {self.how} has none: leave it out")
         if self.depth is not None and self.penalty is not None:

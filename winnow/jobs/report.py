@@ -23,7 +23,9 @@ from winnow.errors import WinnowError
 from . import shrink
 from .options import COUNTS
 
-MISS = 0.01  # how far, absolute, the density obtained may lie from the one asked for; one group's share where that is more
+MISS = (
+    0.01  # how far, absolute, the density obtained may lie from the one asked for; one group's share where that is more
+)
 
 
 def environment() -> dict[str, Any]:

@@ -61,7 +61,9 @@ def reopen(folder: Path) -> Finished:
         fields = {field.name for field in dataclasses.fields(Options)}
         options = Options(**{key: value for key, value in record["options"].items() if key in fields})
     except FileNotFoundError as error:
-        raise WinnowError(f"{folder} is no run folder: it has no run.json; give what `winnow train` printed last") from error
+        raise WinnowError(
+            f"{folder} is no run folder: it has no run.json; give what `winnow train` printed last"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise WinnowError(f"{folder / 'run.json'} is damaged ({error})") from error
     from safetensors import SafetensorError
@@ -72,7 +74,9 @@ def reopen(folder: Path) -> Finished:
     try:
         load_model(model, str(folder / "model.safetensors"))
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise WinnowError(f"{folder / 'model.safetensors'} does not belong to {folder / 'run.json'}: {error}") from error
+        raise WinnowError(
+            f"{folder / 'model.safetensors'} does not belong to {folder / 'run.json'}: {error}"
+        ) from error
     return Finished(folder, options, data, model.eval())
 
 

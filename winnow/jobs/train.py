@@ -86,7 +86,9 @@ def job(options: Options, out: Path | None = None, screen: Quiet | None = None) 
         sparse = next(side for side in sides if side.name == "sparse")
         record["smaller"] = shrink.shrink(sparse.model.eval(), shrink.example_of(data), folder)
         if record["sparse"]["missed"] is False:
-            record["sparse"]["missed"] = shrink.larger(record["smaller"], options, record["sparse"]["grain"] + report.MISS)
+            record["sparse"]["missed"] = shrink.larger(
+                record["smaller"], options, record["sparse"]["grain"] + report.MISS
+            )
     _write(folder, sides, record)
     if problem is not None:
         raise WinnowError(f"{problem} (what there is: {folder})") from problem

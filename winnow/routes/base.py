@@ -82,8 +82,12 @@ class Site:
         """`theta` back into the model's weights."""
         if not self.shares:
             return
-        for share, part in zip(self.shares, torch.split(self.theta, [s.width for s in self.shares], 1), strict=True):
+        for share, part in zip(self.shares, self.cut(self.theta), strict=True):
             share.member.put(share.weight, part)
+
+    def cut(self, x: Tensor) -> Sequence[Tensor]:
+        """A tensor of the shape of `theta` in the parts that belong to `shares`."""
+        return torch.split(x, [share.width for share in self.shares], 1)
 
 
 @final

@@ -162,9 +162,7 @@ class DecayMotion:
         return shrunk, [shrunk]
 
 
-def shrinkage(
-    penalty: Penalty, norm: Tensor, rate: float | Tensor, strength: float | Tensor, ridge: float
-) -> Tensor:
+def shrinkage(penalty: Penalty, norm: Tensor, rate: float | Tensor, strength: float | Tensor, ridge: float) -> Tensor:
     """X/(X(1+ρλ₂)+ρλ), X = η̂(‖w_g‖) from before the step: one factor per group (per entry for a rate per entry)."""
     stretch = 1 + rate * ridge
     return penalty.keep(norm, rate * strength / stretch) / stretch

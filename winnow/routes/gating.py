@@ -32,7 +32,9 @@ class Gating(Route):
     penalty: Penalty
     start: Start | None
 
-    def __init__(self, penalty: Penalty | None = None, *, depth: float | None = None, start: Start | None = None) -> None:
+    def __init__(
+        self, penalty: Penalty | None = None, *, depth: float | None = None, start: Start | None = None
+    ) -> None:
         if (penalty is None) == (depth is None):
             raise PenaltyError(f"give either a penalty or a depth, got penalty={penalty}, depth={depth}; try depth=3")
         if depth is not None and not (math.isfinite(depth) and depth >= 2):
@@ -58,7 +60,9 @@ class Gating(Route):
             depth = float(round(depth)) if math.isclose(depth, round(depth), rel_tol=1e-12) else depth
             return PowerGate(depth) if penalty.p <= 1 else PlainGate(penalty)
         if math.isinf(penalty.slope_at_zero):  # its gate's decay is infinite at zero; Lp alone has a power gate
-            raise PenaltyError(f"no gate carries {penalty}, whose slope at zero is infinite; use Lp and scale the strength")
+            raise PenaltyError(
+                f"no gate carries {penalty}, whose slope at zero is infinite; use Lp and scale the strength"
+            )
         if math.isfinite(penalty.knot):
             return BoundedGate(penalty)
         penalty.dual_slope(torch.ones(1))  # raises PenaltyError where there is no dual

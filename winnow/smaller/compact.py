@@ -45,8 +45,16 @@ def compact(
     small, form, errors, worst = _rewrite(model, example, found, select, inputs)
     before, after = size(model), size(small)
     proof = Proof(
-        errors, worst, (before[0], after[0]), (before[1], after[1]), (macs(model, example), macs(small, example)),
-        _channels(tracer, found), form, found.kept, found.pinned, tracer.unknown,
+        errors,
+        worst,
+        (before[0], after[0]),
+        (before[1], after[1]),
+        (macs(model, example), macs(small, example)),
+        _channels(tracer, found),
+        form,
+        found.kept,
+        found.pinned,
+        tracer.unknown,
     )
     if check and not proof.proved:
         raise ProofError(f"the smaller model's outputs differ; nothing was changed. {proof}")
@@ -69,7 +77,9 @@ def _rewrite(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     try:
         graph = as_graph(model, example, select, inputs)
-        errors, worst = _errors(model, example, lambda wide: as_graph(wide, cast(example, _dtype(wide)), select, inputs))
+        errors, worst = _errors(
+            model, example, lambda wide: as_graph(wide, cast(example, _dtype(wide)), select, inputs)
+        )
     except Exception as error:
         raise ProofError(
             f"{type(model).__name__} cannot run with fewer channels ({reason}), nor can its graph ({error}); the model is "
@@ -100,5 +110,6 @@ def _channels(tracer: Tracer, found: Plan) -> dict[str, tuple[int, int]]:
     features = {f"input {name}": (sizes[name], len(kept)) for name, (_, kept) in found.inputs.items()}
     return features | {
         name: (tracer.weights[name].shape[axis], len(found.keep[name][axis]))
-        for name, axis in sorted(tracer.makers) if axis in found.keep.get(name, {})
+        for name, axis in sorted(tracer.makers)
+        if axis in found.keep.get(name, {})
     }

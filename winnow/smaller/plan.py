@@ -86,7 +86,9 @@ def plan(tracer: Tracer, round_to: int = 1) -> Plan:
     dead = _dead(tracer, classes)
     atoms = gone[classes]
     return Plan(
-        atoms, _keep(tracer, atoms), _folds(tracer, classes, gone),
+        atoms,
+        _keep(tracer, atoms),
+        _folds(tracer, classes, gone),
         _count({**{k: why[k] for k in dead if k in why}, **held}),
         _count({k: reasons[k] for k in reasons if bool(made[k])}),
         _inputs(tracer, atoms),
@@ -103,7 +105,9 @@ def keeping(tracer: Tracer, keep: Mapping[str, Mapping[int, Tensor]]) -> Plan:
         for axis, kept in axes.items():
             block = tracer.weights[name].alone(axis) if name in tracer.weights else None
             if block is None or not bool(((kept >= 0) & (kept < len(block.ids))).all()):
-                raise TraceError(f"{name} has no axis {axis} that could be cut so; the model is not the one that was saved")
+                raise TraceError(
+                    f"{name} has no axis {axis} that could be cut so; the model is not the one that was saved"
+                )
             lost = torch.ones(len(block.ids), dtype=torch.bool).index_fill_(0, kept, False)
             gone[tracer.resolved[block.ids[lost]]] = True
     atoms = gone[tracer.resolved]
@@ -143,7 +147,9 @@ def _grow(tracer: Tracer, classes: Tensor, free: Tensor) -> tuple[Tensor, dict[i
             noticed, reason = _noticed(read, classes, gone)
             numbers = classes[read.ids[noticed]]
             bad[numbers] = True
-            for number, text in zip(numbers.tolist(), [reason[i] for i in noticed.nonzero()[:, 0].tolist()], strict=True):
+            for number, text in zip(
+                numbers.tolist(), [reason[i] for i in noticed.nonzero()[:, 0].tolist()], strict=True
+            ):
                 if text:
                     why.setdefault(number, text)
         new = free & ~bad
@@ -232,4 +238,3 @@ def new_shape(plan: Plan, tracer: Tracer, node: fx.Node) -> list[int | None]:
     layout = tracer.layout(node)
     kept = [plan.kept_along(layout, axis) for axis in range(len(layout.shape))]
     return [None if k is None else len(k) for k in kept]
-

@@ -39,7 +39,9 @@ def remove(
     scores = [score(model, layer).detach().flatten().double() for layer in layers]
     for layer, found in zip(layers, scores, strict=True):
         if len(found) != layer.count or bool(found.isnan().any()):
-            raise TraceError(f"score gave {list(found.shape)} numbers for {layer}; it must give one per unit, and no NaN")
+            raise TraceError(
+                f"score gave {list(found.shape)} numbers for {layer}; it must give one per unit, and no NaN"
+            )
         found[found.argmax()] = torch.inf
     flat = torch.cat(scores)
     kept = flat.topk(max(round(keep * len(flat)), len(layers))).indices

@@ -41,7 +41,10 @@ def cut_weights(module: nn.Module, plan: Plan) -> None:
     """Fold and cut all weights of a module or graph by name, in place; tied weights stay tied."""
     done: dict[int, Tensor] = {}
     first: dict[int, tuple[str, Tensor]] = {}
-    for name, theta in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
+    for name, theta in [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]:
         if name in plan.keep or name in plan.folds:
             first.setdefault(id(theta), (name, theta))
     for name, theta in first.values():
@@ -162,7 +165,9 @@ def _patch(tracer: Tracer, plan: Plan, node: fx.Node, twin: fx.Node) -> None:
     if name in ("aten.view", "aten.reshape", "aten.expand", "aten._unsafe_view", "aten.broadcast_to"):
         sizes = new_shape(plan, tracer, node)
         given = list(twin.args[1])  # type: ignore[arg-type]
-        new = [g if n is None or g == -1 else n if isinstance(g, int) else -1 for g, n in zip(given, sizes, strict=True)]
+        new = [
+            g if n is None or g == -1 else n if isinstance(g, int) else -1 for g, n in zip(given, sizes, strict=True)
+        ]
         twin.args = (twin.args[0], new, *twin.args[2:])
     elif name == "aten.unflatten":
         _unflatten(tracer, plan, node, twin)
@@ -216,10 +221,13 @@ def _slice(tracer: Tracer, plan: Plan, node: fx.Node, twin: fx.Node) -> None:
         index = int(argument(node, 2, "index")) % size
         twin.args, twin.kwargs = (twin.args[0], axis, int((kept < index).sum())), {}
         return
-    start, end, step = (argument(node, i, key, default) for i, key, default in
-                        ((2, "start", 0), (3, "end", size), (4, "step", 1)))
+    start, end, step = (
+        argument(node, i, key, default) for i, key, default in ((2, "start", 0), (3, "end", size), (4, "step", 1))
+    )
     if step != 1 or not all(isinstance(x, int) or x is None for x in (start, end)):
-        raise TraceError(f"{node.name} takes every {step}th channel of a layer that loses some; this cannot be rewritten")
+        raise TraceError(
+            f"{node.name} takes every {step}th channel of a layer that loses some; this cannot be rewritten"
+        )
     bounds = [0 if start is None else start, size if end is None else min(end, size)]
     bounds = [b + size if b < 0 else b for b in bounds]
     twin.args, twin.kwargs = (twin.args[0], axis, *(int((kept < b).sum()) for b in bounds), 1), {}

@@ -204,7 +204,9 @@ def convolution(tracer: Tracer, node: fx.Node) -> Layouts:
     padding, groups = argument(node, 4, "padding", 0), int(argument(node, 6, "groups", 1))
     padded = (isinstance(padding, str) and padding != "valid") or (not isinstance(padding, str) and _any(padding))
     if groups == 1:
-        return contract(tracer, node, (tracer.layout(node.args[0]), 1), (node.args[1], 1, 0), argument(node, 2, "bias"), padded)
+        return contract(
+            tracer, node, (tracer.layout(node.args[0]), 1), (node.args[1], 1, 0), argument(node, 2, "bias"), padded
+        )
     return _grouped(tracer, node, groups, padded)
 
 
@@ -213,7 +215,9 @@ def transposed(tracer: Tracer, node: fx.Node) -> Layouts:
     if int(argument(node, 6, "groups", 1)) != 1:
         return tracer.refuse(node, "goes into a grouped transposed convolution, which has no rule")
     # how many taps meet at a pixel depends on the pixel, so a constant is treated as if there were a border
-    return contract(tracer, node, (tracer.layout(node.args[0]), 1), (node.args[1], 0, 1), argument(node, 2, "bias"), True)
+    return contract(
+        tracer, node, (tracer.layout(node.args[0]), 1), (node.args[1], 0, 1), argument(node, 2, "bias"), True
+    )
 
 
 def _any(padding: Any) -> bool:
@@ -236,9 +240,7 @@ def _grouped(tracer: Tracer, node: fx.Node, groups: int, padded: bool) -> Layout
     effect = matrix.double().flatten(1).view(groups, outputs.shape[1], inputs.shape[1], -1)
     known, offset = incoming.value.view(groups, -1), tracer.constants.get(bias)
     start = torch.zeros(shape[1], dtype=torch.float64) if offset is None else offset.double()
-    value = torch.cat([
-        _outcome(effect[g], known[g], start.view(groups, -1)[g], padded) for g in range(groups)
-    ])
+    value = torch.cat([_outcome(effect[g], known[g], start.view(groups, -1)[g], padded) for g in range(groups)])
     _mark(tracer, node.args[1], 0)
     own = tracer.layout(bias).alone(0) if bias is not None else None
     if own is not None:

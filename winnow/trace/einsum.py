@@ -53,9 +53,7 @@ def _linear(tracer: Tracer, node: fx.Node, source: tuple[Any, str], weight: tupl
     layout = _only(tracer, tracer.layout(x), [from_.index(c) for c in summed[1:]])
     shape = [*layout.shape]
     shape[from_.index(n)] = tracer.layout(w).shape[to.index(m)]
-    virtual = contract(
-        tracer, node, (layout, from_.index(n)), (w, to.index(n), to.index(m)), None, shape=tuple(shape)
-    )
+    virtual = contract(tracer, node, (layout, from_.index(n)), (w, to.index(n), to.index(m)), None, shape=tuple(shape))
     assert isinstance(virtual, Layout)
     made_of = _arranged(tracer, node, virtual, from_.replace(n, m), out)
     return tracer.out(node, Layout(tracer.sizes(node), made_of.blocks))
@@ -95,7 +93,12 @@ def _arranged(tracer: Tracer, node: fx.Node, layout: Layout, letters: str, out: 
             continue
         axes = [out.index(letters[a]) for a in block.axes]
         order = sorted(range(len(axes)), key=axes.__getitem__)
-        blocks.append(Block(tuple(sorted(axes)), block.ids.permute(order), torch.full_like(block.value, torch.nan)
-                            .where(block.value != 0, block.value).permute(order)))
+        blocks.append(
+            Block(
+                tuple(sorted(axes)),
+                block.ids.permute(order),
+                torch.full_like(block.value, torch.nan).where(block.value != 0, block.value).permute(order),
+            )
+        )
     shape = [layout.shape[letters.index(c)] if c in letters else 1 for c in out]
     return Layout(tuple(shape), tuple(blocks))

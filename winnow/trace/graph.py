@@ -114,7 +114,9 @@ def _check(model: nn.Module, example: Example) -> None:
     args, kwargs = arguments(example)
     tensors = leaves((args, kwargs))
     if not tensors:
-        raise TraceError(f"the example holds no tensor: {example!r}; give a tensor, a tuple of arguments or a dict of them")
+        raise TraceError(
+            f"the example holds no tensor: {example!r}; give a tensor, a tuple of arguments or a dict of them"
+        )
     weight = next(model.parameters(), None)
     if weight is None:
         raise TraceError(f"{type(model).__name__} has no parameters")

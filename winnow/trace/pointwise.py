@@ -30,8 +30,18 @@ def unary(tracer: Tracer, node: fx.Node) -> Layouts:
     others = [a for a in node.all_input_nodes if a is not node.args[0] and tracer.labelled(a)]
     if others or not isinstance(node.args[0], fx.Node):
         return tracer.refuse(node, f"goes into {operator(node)} in a way that has no rule")
-    quiet = operator(node) in ("aten.type_as", "aten.to", "aten._to_copy", "aten.dropout", "aten.native_dropout",
-                               "aten.feature_dropout", "aten.alpha_dropout", "aten.contiguous", "aten.clone", "aten.alias")
+    quiet = operator(node) in (
+        "aten.type_as",
+        "aten.to",
+        "aten._to_copy",
+        "aten.dropout",
+        "aten.native_dropout",
+        "aten.feature_dropout",
+        "aten.alpha_dropout",
+        "aten.contiguous",
+        "aten.clone",
+        "aten.alias",
+    )
 
     def apply(value: Tensor) -> Tensor:
         if quiet:
@@ -165,7 +175,12 @@ def _scaled(tracer: Tracer, node: fx.Node, weights: Any) -> None:
             tracer.makers.add((name, 0))
             tracer.scales.add(name)
     source = node.args[0]
-    if isinstance(source, fx.Node) and source.op == "call_function" and len(source.users) == 1 and weights[0] is not None:
+    if (
+        isinstance(source, fx.Node)
+        and source.op == "call_function"
+        and len(source.users) == 1
+        and weights[0] is not None
+    ):
         for arg in source.args[1:3]:
             name = tracer.name(arg)
             if name is not None and ("aten.conv" in operator(source) or operator(source) == "aten.linear"):
@@ -205,7 +220,9 @@ def group_norm(tracer: Tracer, node: fx.Node) -> Layouts:
     weights = (argument(node, 2, "weight"), argument(node, 3, "bias"))
     block = x.alone(1)
     if groups == 1 or block is None:
-        return tracer.refuse(node, "is normalised over by aten.group_norm, whose mean depends on the number of channels")
+        return tracer.refuse(
+            node, "is normalised over by aten.group_norm, whose mean depends on the number of channels"
+        )
     ids = block.ids.view(groups, -1)
     tracer.ties.tie(ids, ids[:, :1])
     for arg in weights:

@@ -109,8 +109,10 @@ def index(layout: Layout, axis: int, pick: Tensor | int, ties: Ties) -> Layout:
     axis %= len(layout.shape)
     gone = isinstance(pick, int)
     size = 0 if isinstance(pick, int) else len(pick)
-    shape = tuple(n for a, n in enumerate(layout.shape) if a != axis) if gone else (
-        *layout.shape[:axis], size, *layout.shape[axis + 1 :]
+    shape = (
+        tuple(n for a, n in enumerate(layout.shape) if a != axis)
+        if gone
+        else (*layout.shape[:axis], size, *layout.shape[axis + 1 :])
     )
     shift = {a: a - (gone and a > axis) for a in range(len(layout.shape))}
     blocks = []

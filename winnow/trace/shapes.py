@@ -13,8 +13,17 @@ from winnow.trace.layout import Block, Layout, unknown
 from winnow.trace.tracer import Layouts, Tracer, argument, hint, operator, rule
 
 
-@rule("aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten._unsafe_view", "aten.squeeze", "aten.unsqueeze",
-      "aten.view_as", "aten.reshape_as")
+@rule(
+    "aten.view",
+    "aten.reshape",
+    "aten.flatten",
+    "aten.unflatten",
+    "aten._unsafe_view",
+    "aten.squeeze",
+    "aten.unsqueeze",
+    "aten.view_as",
+    "aten.reshape_as",
+)
 def view(tracer: Tracer, node: fx.Node) -> Layouts:
     return reshape.view(tracer.layout(node.args[0]), tracer.sizes(node), tracer.ties)
 
@@ -162,8 +171,20 @@ def pad(tracer: Tracer, node: fx.Node) -> Layouts:
     return tracer.out(node, Layout(shape, tuple(blocks)))
 
 
-@rule("aten.sym_size", "aten.arange", "aten.zeros", "aten.ones", "aten.full", "aten.scalar_tensor", "aten.eye",
-      "aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.empty", "aten._assert_tensor_metadata")
+@rule(
+    "aten.sym_size",
+    "aten.arange",
+    "aten.zeros",
+    "aten.ones",
+    "aten.full",
+    "aten.scalar_tensor",
+    "aten.eye",
+    "aten.new_zeros",
+    "aten.new_ones",
+    "aten.new_full",
+    "aten.empty",
+    "aten._assert_tensor_metadata",
+)
 def fresh(tracer: Tracer, node: fx.Node) -> Layouts:
     """Made from nothing: no labels. (Its size, if it follows a labelled axis, is caught where the two meet.)"""
     return tracer.plain_of(node.meta["val"])
