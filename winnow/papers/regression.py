@@ -96,3 +96,13 @@ def descent(
     if isinstance(how, Dropout) and noisy:
         w = torch.where(how.keep(w.abs(), strength) < how.tolerance, 0.0, w)
     return w, path
+
+
+@torch.no_grad()
+def shrunk_late(problem: Linear, start: Tensor, penalty: Penalty, strength: float, lr: float, steps: int) -> Tensor:
+    """Decay as it should not be done: w ← w̃·η/(η + lr·λ) with η of w̃, the weight *after* the gradient's step."""
+    w = start.clone()
+    for _ in range(steps):
+        w = w - lr * problem.X.T @ (problem.X @ w - problem.y) / len(problem.y)
+        w = w * penalty.keep(w.abs(), lr * strength)
+    return w
