@@ -76,6 +76,10 @@ class Bench:
         """For a training of seconds, which keeps no checkpoint."""
         return cls(None)
 
+    def part(self, name: str) -> Bench:
+        """A place of its own for one of a cell's trainings."""
+        return Bench(self.scratch and self.scratch / name)
+
 
 @dataclass(frozen=True)
 class Experiment:
