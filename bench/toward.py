@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import winnow
-from winnow.jobs import options, report, screen, train
+from winnow.jobs import options, report, screen, tasks, train
 from winnow.schedules import Clock, Schedule
 
 GRID = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -72,7 +72,7 @@ def one(asked: options.Options, data: Any, strength: float | None, heal: float) 
         "heal": heal,
         "seed": asked.seed,
         "test_loss": result["loss"],
-        "error": None if asked.data == "shakespeare" else 100 * result["error"],
+        "error": None if asked.job.by_loss else 100 * result["error"],
         "density": side.run.density(),
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -99,7 +99,7 @@ def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", choices=list(options.PRESETS))
+    parser.add_argument("data", choices=list(tasks.TASKS))
     parser.add_argument("--keep", type=float, default=0.1)
     parser.add_argument("--how", default="gating")
     parser.add_argument("--where", default="elements")
@@ -118,7 +118,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for seed in range(args.seeds):
         asked = options.Options(**words, seed=seed, dense=False).filled()
-        data = options.load_data(asked, lambda _: None)
+        data = asked.job.load(lambda _: None)
         for strength in (None, *args.grid):
             rows.append(one(asked, data, strength, args.heal))
             print(rows[-1], flush=True)

@@ -141,7 +141,7 @@ def test_the_cache_is_looked_at_too(place: Path) -> None:
 
 
 def test_resnet9() -> None:
-    model = models.build("cifar10")
+    model = models.ResNet9()
     assert isinstance(model, models.ResNet9)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert sum(p.numel() for p in model.parameters()) == 927_010

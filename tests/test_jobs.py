@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from winnow.cli import app
 from winnow.jobs import data, models, options, report, shrink, train
 from winnow.jobs.options import Options
 from winnow.jobs.screen import Quiet
+from winnow.jobs.tasks import TASKS
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +89,7 @@ def test_resnet20() -> None:
 
 
 def test_groupings_leave_the_output_layer_whole() -> None:
-    lenet, gpt = models.build("mnist"), models.build("shakespeare", 65, 128)
+    lenet, gpt = models.LeNet300100(), models.NanoGPT(models.GPTConfig(65, block_size=128))
     assert list(options.GROUPINGS["rows"](lenet, None, None)) == ["fc1.weight", "fc2.weight"]
     assert list(options.GROUPINGS["columns"](lenet, None, None)) == ["fc1.weight", "fc2.weight", "fc3.weight"]
     assert len(options.GROUPINGS["rows"](gpt, None, None)) == len(options.GROUPINGS["columns"](gpt, None, None)) == 16
@@ -116,7 +118,7 @@ BAD = {
     "--depth 3 --penalty lp": "give one of the two",
     "--depth 0": "depth",
     "--how dropout --p 0.5": "--penalty lp",
-    "--width 32": "--width is for cifar10 and shakespeare",
+    "--width 32": "the model of digits has one size",
     "--epochs 0": "positive number, got 0",
     "--batch -5": "positive number, got -5",
     "--lr 0": "positive number, got 0",
@@ -157,15 +159,16 @@ def test_the_recorded_command_repeats_the_run() -> None:
 
 
 def test_two_of_four_leaves_out_what_has_no_fours() -> None:
-    assert list(options.GROUPINGS["2:4"](models.build("mnist"), None, None)) == ["fc1.weight", "fc2.weight"]
-    names = list(options.GROUPINGS["2:4"](models.build("cifar10"), None, None))
+    assert list(options.GROUPINGS["2:4"](models.LeNet300100(), None, None)) == ["fc1.weight", "fc2.weight"]
+    names = list(options.GROUPINGS["2:4"](models.ResNet9(), None, None))
     assert names[0].startswith("layer1"), "three colours make no fours"
     assert len(names) == 7
 
 
 def test_the_width_is_the_models() -> None:
-    assert models.build("shakespeare", 65, 128, 32).wte.weight.shape == (65, 32)
-    assert models.build("cifar10", 10, width=8).fc.weight.shape == (10, 64)
+    text = SimpleNamespace(classes=65, block=128)
+    assert TASKS["shakespeare"].model(text, 32).wte.weight.shape == (65, 32)
+    assert TASKS["cifar10"].model(SimpleNamespace(classes=10), 8).fc.weight.shape == (10, 64)
     chosen = options.Options(data="cifar10", width=8).filled()
     assert "--width 8" in chosen.command()
     images = data.Images("cifar10", "", *(torch.zeros(1) for _ in range(6)))
@@ -197,7 +200,7 @@ def test_a_smaller_model_larger_than_asked_is_missed(macs: tuple[int, int], miss
 def test_two_of_four_is_met(tmp_path: Path) -> None:
     words = ["train", "digits", "--epochs", 3, "--where", "2:4", "--keep", 0.5, "--no-dense", "--threads", 1]
     assert winnow(*words, "--out", tmp_path / "run").exit_code == 0
-    model = models.build("digits")
+    model = models.LeNet300100(64, hidden=(64, 32))
     load_model(model, str(tmp_path / "run" / "model.safetensors"))
     for name in ("fc1.weight", "fc2.weight"):
         groups = model.get_parameter(name).detach().unflatten(1, (-1, 4))
@@ -269,7 +272,7 @@ def test_the_models_come_back(digits_run: tuple[Any, Path]) -> None:
     _, folder = digits_run
     record, digits = json.loads((folder / "run.json").read_text()), data.load("digits")
     for file, side in (("model", "sparse"), ("dense", "dense")):
-        model = models.build("digits")
+        model = models.LeNet300100(64, hidden=(64, 32))
         load_model(model, folder / f"{file}.safetensors")
         assert train.evaluate(model, digits)[1] == record[side]["accuracy"]
         assert sum(int(p.count_nonzero()) for p in model.parameters()) == record[side]["nonzero"]

@@ -19,6 +19,7 @@ from winnow.errors import WinnowError
 from .jobs import options as table
 from .jobs import report, shrink, train
 from .jobs.screen import Screen
+from .jobs.tasks import TASKS, read
 
 app = typer.Typer(add_completion=False, help="Train any PyTorch model sparse.", pretty_exceptions_enable=False)
 BAD_USAGE = 2
@@ -43,7 +44,8 @@ def main(
 
 @app.command("train")
 def train_command(
-    data: Annotated[str, typer.Argument(help=_one_of(table.PRESETS), show_default=False)],
+    data: Annotated[str | None, typer.Argument(help=_one_of(TASKS), show_default=False)] = None,
+    task: Annotated[str | None, typer.Option(help="A file that defines a task of your own, TASK = Task(…).")] = None,
     keep: Annotated[
         float | None, typer.Option(help="Share of the penalised weights to keep.", show_default="0.1")
     ] = None,
@@ -61,7 +63,7 @@ def train_command(
     seed: Annotated[int, typer.Option(help="Of the weights, the batches and everything drawn.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data, each side.", show_default="by data")] = None,
     width: Annotated[
-        int | None, typer.Option(help="Of cifar10's and shakespeare's model.", show_default="24, 128")
+        int | None, typer.Option(help="Of the models that come in several.", show_default="by task")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="torch's choice")] = None,
     dense: Annotated[bool, typer.Option(help="Train the dense control too.")] = True,
@@ -75,17 +77,35 @@ def train_command(
     --keep-macs and --keep-params are about the smaller model, so they need --where channels.
     """
     console = Console()
-    words = {"data": data, "how": how, "where": where, "penalty": penalty, "optimizer": optimizer}
+    words = {"task": task, "how": how, "where": where, "penalty": penalty, "optimizer": optimizer}
     shares = {"keep": keep, "keep_macs": keep_macs, "keep_params": keep_params}
     numbers = shares | {"strength": strength, "p": p, "depth": depth, "lr": lr}
     counts = {"batch": batch, "seed": seed, "epochs": epochs, "width": width, "threads": threads}
     with _said():
-        outcome = train.job(table.Options(**words, **numbers, **counts, dense=dense), out, Screen(console))  # type: ignore[arg-type]
+        options = table.Options(_name(data, task), **words, **numbers, **counts, dense=dense)  # type: ignore[arg-type]
+        outcome = train.job(options, out, Screen(console))
     console.print(report.table(outcome.record))
     if outcome.code == train.INTERRUPTED:
         console.print("interrupted: the weights are as the last whole step left them", style="yellow")
     console.print(f"run folder: {outcome.folder}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(outcome.code)
+
+
+def _name(data: str | None, task: str | None) -> str:
+    """What the task is called."""
+    if data is None and task is None:
+        raise WinnowError(f"name a task ({', '.join(TASKS)}), or give --task a file that defines one")
+    return data or read(Path(task or "")).name
+
+
+@app.command("tasks")
+def tasks_command() -> None:
+    """List the built-in tasks: data, model, and where the data are looked for."""
+    for task in TASKS.values():
+        typer.echo(f"{task.name:12} {task.about}")
+    typer.echo(
+        "data: below $WINNOW_DATA; digits come with scikit-learn, mnist and fashion are fetched once if there is a network"
+    )
 
 
 Folder = Annotated[Path, typer.Argument(help="A run folder of `winnow train`.", show_default=False)]

@@ -225,10 +225,18 @@ def _convolution(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-def build(data: str, classes: int = 10, block: int = 128, width: int | None = None) -> nn.Module:
-    """The main job's model for the data set `data`, initialised from torch's global seed; `width` for text and colour only."""
-    if data == "shakespeare":
-        return NanoGPT(GPTConfig(vocab=classes, block_size=block, n_embd=width or GPTConfig.n_embd))
-    if data == "cifar10":
-        return ResNet9(classes, width or 24)
-    return LeNet300100(64, classes, hidden=(64, 32)) if data == "digits" else LeNet300100(784, classes)
+class SentenceCNN(nn.Module):
+    """Convolutions over words, the largest of each over the sentence (Kim 2014): codes (n, words) int64 -> (n, classes)."""
+
+    def __init__(self, words: int, classes: int = 2, width: int = 64) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(words, width)
+        self.conv3, self.conv4, self.conv5 = (nn.Conv1d(width, width, k) for k in (3, 4, 5))
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(3 * width, classes)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.embedding(codes).transpose(1, 2)
+        seen = [torch.relu(conv(x)).amax(2) for conv in (self.conv3, self.conv4, self.conv5)]
+        out: Tensor = self.fc(self.drop(torch.cat(seen, 1)))
+        return out

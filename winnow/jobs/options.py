@@ -14,28 +14,7 @@ from torch import nn
 import winnow
 from winnow.errors import WinnowError
 
-from . import data as data_sets
-from .files import Say
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A data set's defaults; `lr` by optimizer. Found on the dense control, never on a sparse run."""
-
-    epochs: int
-    batch: int
-    optimizer: str
-    lr: dict[str, float]
-    block: int = 0
-
-
-PRESETS = {
-    "digits": Preset(epochs=60, batch=32, optimizer="sgd", lr={"sgd": 0.1, "adamw": 3e-3}),
-    "mnist": Preset(epochs=20, batch=128, optimizer="sgd", lr={"sgd": 0.1, "adamw": 1e-3}),
-    "fashion": Preset(epochs=20, batch=128, optimizer="sgd", lr={"sgd": 0.1, "adamw": 1e-3}),
-    "cifar10": Preset(epochs=10, batch=128, optimizer="sgd", lr={"sgd": 0.05, "adamw": 1e-3}),
-    "shakespeare": Preset(epochs=4, batch=16, optimizer="adamw", lr={"sgd": 0.1, "adamw": 1e-3}, block=128),
-}
+from .tasks import Task, find
 
 PENALTIES: dict[str, Callable[[Any], Any]] = {
     "lp": lambda p: winnow.Lp(0.5 if p is None else p),
@@ -62,9 +41,9 @@ GROUPINGS: dict[str, Callable[[nn.Module, Any, Any], Any]] = {
     "columns": lambda model, _example, _count: dict.fromkeys(layer_weights(model, last=True), winnow.Columns()),
     "blocks": lambda model, _example, _count: dict.fromkeys(layer_weights(model, last=False), winnow.Blocks((4, 4))),
     "2:4": lambda model, _example, _count: dict.fromkeys(fours(model), winnow.NM(2, 4)),
-    "heads": lambda model, _example, _count: dict.fromkeys(
-        attention_weights(model), winnow.Heads(heads_of(model), fused=3)
-    ),
+    "heads": lambda model, _example, _count: {
+        name: winnow.Heads(heads_of(model), fused=3) for name in attention_weights(model)
+    },
     "channels": lambda _model, example, count: winnow.Channels(example, count=count),
 }
 
@@ -80,16 +59,20 @@ WHERE_HELP = (
     "rows: a unit with all it reads; the output layer and embeddings stay whole and uncounted. "
     "columns: an input of a layer, in every layer (an output layer tied to an embedding stays whole). "
     "blocks: 4x4, where rows are. 2:4: two of every four inputs, where rows are (--keep 0.5). "
-    "heads: a head's queries, keys and values (shakespeare only); nothing else. "
+    "heads: a head's queries, keys and values (fused ones, as shakespeare's model has); nothing else. "
     "channels: units with their slices of all weights; the job then ends with a smaller model, proved and timed."
 )
 
 
 @dataclass(frozen=True)
 class Options:
-    """One run of the main job; None means the default for `data`, filled in by `filled`."""
+    """One run of the main job; None means the default of the task `data`, filled in by `filled`.
+
+    `task` is a file that defines a task of the user's own, whose name is `data`.
+    """
 
     data: str
+    task: str | None = None
     keep: float | None = None
     keep_macs: float | None = None
     keep_params: float | None = None
@@ -114,9 +97,9 @@ class Options:
         Raises:
             WinnowError: options that contradict one another or make no sense; says what to change.
         """
-        for word, table in (("data", PRESETS), ("how", ROUTES), ("where", GROUPINGS)):
+        preset, given = self.job, any(getattr(self, word) is not None for word in (*COUNTS, "strength"))
+        for word, table in (("how", ROUTES), ("where", GROUPINGS)):
             _choose(word, getattr(self, word), table)
-        preset, given = PRESETS[self.data], any(getattr(self, word) is not None for word in (*COUNTS, "strength"))
         optimizer = self.optimizer or preset.optimizer
         _choose("optimizer", optimizer, preset.lr)
         self._check_pairs()
@@ -153,9 +136,9 @@ class Options:
         return self.target and self.target[1]
 
     @property
-    def text(self) -> bool:
-        """Whether the model predicts characters (judged by its loss), not classes (judged by its errors)."""
-        return self.data == "shakespeare"
+    def job(self) -> Task:
+        """The task itself; raises `WinnowError` where there is none of that name."""
+        return find(self.data, self.task)
 
     def _check_pairs(self) -> None:
         given = [word.replace("_", "-") for word in (*COUNTS, "strength") if getattr(self, word) is not None]
@@ -168,14 +151,10 @@ class Options:
             raise WinnowError(
                 f"--{given[0]} is about the smaller model, which needs zeros that come out: add --where channels"
             )
-        if self.where == "heads" and not self.text:
-            raise WinnowError(f"--where heads needs a model with attention, {self.data}'s has none: train shakespeare")
         if self.how == "masking" and self.where not in ("elements", "2:4"):
             raise WinnowError("--how masking acts on single weights: use --where elements or 2:4, or --how gating")
-        if self.width is not None and self.data not in ("cifar10", "shakespeare"):
-            raise WinnowError(
-                f"--width is for cifar10 and shakespeare; the model of {self.data} has one size: leave it out"
-            )
+        if self.width is not None and self.job.width is None:
+            raise WinnowError(f"--width: the model of {self.data} has one size: leave it out")
         if self.depth is not None and self.how != "gating":
             raise WinnowError(f"--depth counts the factors of --how gating; --how {self.how} has none: leave it out")
         if self.depth is not None and self.penalty is not None:
@@ -200,11 +179,6 @@ class Options:
             raise WinnowError(f"--seed must be in [0, 2^32), got {self.seed}")
 
 
-def load_data(options: Options, say: Say = lambda _line: None) -> data_sets.Data:
-    """The data that `options` names."""
-    return data_sets.load(options.data, block=PRESETS[options.data].block, say=say)
-
-
 def layer_weights(model: nn.Module, last: bool) -> list[str]:
     """Names of the weights of linear and convolution layers, embeddings (and what is tied to them) left out.
 
@@ -225,8 +199,13 @@ def fours(model: nn.Module) -> list[str]:
 
 
 def attention_weights(model: nn.Module) -> list[str]:
-    """Names of the fused query-key-value weights, (3 * width, width)."""
-    return [name for name, _ in model.named_parameters() if name.endswith("c_attn.weight")]
+    """Names of the fused query-key-value weights, (3 * width, width); raises `WinnowError` where there are none."""
+    names = [name for name, _ in model.named_parameters() if name.endswith("c_attn.weight")]
+    if not names:
+        raise WinnowError(
+            f"--where heads needs a model with attention, {type(model).__name__} has none: train shakespeare"
+        )
+    return names
 
 
 def heads_of(model: nn.Module) -> int:

@@ -133,14 +133,14 @@ def table(record: dict[str, Any]) -> Any:
     from rich.text import Text
 
     options, dense, sparse = record["options"], record.get("dense"), record.get("sparse")
-    words = [record["data"]["name"], options["how"], options["where"], f"seed {options['seed']}"]
+    words = [options["data"], options["how"], options["where"], f"seed {options['seed']}"]
     shown = Table(title=" · ".join(words) + f" · {record['steps']} steps", title_justify="left")
     shown.add_column("")
     for name, side in (("dense", dense), ("sparse", sparse)):
         if side:
             shown.add_column(name, justify="right")
     sides = [side for side in (dense, sparse) if side]
-    for label, cell in _quantities(record["data"]["name"] == "shakespeare"):
+    for label, cell in _quantities(record.get("by_loss", record["data"]["name"] == "shakespeare")):
         shown.add_row(label, *(cell(side) for side in sides))
     if sparse:
         smaller = record.get("smaller")

@@ -14,8 +14,7 @@ import winnow
 from winnow.errors import WinnowError
 
 from .data import Data
-from .models import build
-from .options import Options, load_data
+from .options import Options
 
 SMALL = "small"
 """The folder, inside the run's, that holds the smaller model."""
@@ -42,7 +41,7 @@ class Finished:
 
 def make(options: Options, data: Data) -> nn.Module:
     """The run's model, freshly built."""
-    return build(options.data, data.classes, getattr(data, "block", 0), options.width)
+    return options.job.model(data, options.width)
 
 
 def example_of(data: Data) -> torch.Tensor:
@@ -69,7 +68,7 @@ def reopen(folder: Path) -> Finished:
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
-    data = load_data(options)
+    data = options.job.load(lambda _line: None)
     model = make(options, data)
     try:
         load_model(model, str(folder / "model.safetensors"))

@@ -18,7 +18,7 @@ from winnow.errors import WinnowError
 
 from . import report, shrink
 from .data import Data
-from .options import COUNTS, GROUPINGS, ROUTES, Options, load_data
+from .options import COUNTS, GROUPINGS, ROUTES, Options
 from .screen import Interrupt, Quiet, heard
 
 DONE, MISSED, INTERRUPTED = 0, 3, 130  # exit codes; 2 is bad usage
@@ -76,7 +76,7 @@ def job(options: Options, out: Path | None = None, screen: Quiet | None = None) 
     torch.set_flush_denormal(True)  # dying weights are denormal for a while, and those make a CPU crawl
     if options.threads:
         torch.set_num_threads(options.threads)
-    data = load_data(options, screen.say)
+    data = options.job.load(screen.say)
     with heard(screen) as said:
         sides = prepare(options, data)
         folder = report.new_folder(out, f"{options.data}-{options.how}-{options.where}-seed{options.seed}")
@@ -239,6 +239,7 @@ def _record(options: Options, data: Data, sides: list[Side], status: str) -> dic
         "options": report.plain(options),
         "environment": report.environment(),
         "data": data.describe(),
+        "by_loss": options.job.by_loss,
         "steps": (options.epochs or 0) * data.steps(options.batch or 0),
         "dense": results.get("dense"),
         "sparse": results["sparse"],

@@ -11,9 +11,10 @@ from torch import Tensor
 import winnow
 from winnow.jobs.data import Examples
 from winnow.jobs.models import LeNet300100
+from winnow.jobs.tables import HIGHDIM
 
 from ..base import Bench, Cell, Experiment, Missing, Outcome, Row, Settings, Table, Verdict, among, mean, spread
-from ..data import HIGHDIM, examples, features
+from ..data import examples, features
 from ..plots import curve, label, panels
 from ..texts import GATING
 from ..training import Training, cosine, count_steps, error, shuffled
