@@ -26,6 +26,7 @@ LAYERS = [
     ["sites", "fused", "watch", "certificate", "checkpoint"],
     ["host"],
     ["run", "recipes"],
+    ["ladder"],
     ["", "__init__"],
     ["jobs"],
     ["papers"],

@@ -13,6 +13,7 @@ from winnow.errors import WinnowError, WinnowWarning
 from winnow.export import export
 from winnow.files import load, save
 from winnow.groups import NM, Axes, Blocks, Columns, Elements, Grouping, Heads, Rows
+from winnow.ladder import Path, Point, choose, path, pick
 from winnow.measure import Measured, measure
 from winnow.penalties import (
     L1,
@@ -93,7 +94,9 @@ __all__ = [
     "Measured",
     "Off",
     "Parameters",
+    "Path",
     "Penalty",
+    "Point",
     "Proof",
     "Quadratic",
     "Ramp",
@@ -113,12 +116,15 @@ __all__ = [
     "WinnowError",
     "WinnowWarning",
     "attach",
+    "choose",
     "compact",
     "export",
     "find_units",
     "load",
     "magnitude",
     "measure",
+    "path",
+    "pick",
     "recipes",
     "remove",
     "save",

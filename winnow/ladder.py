@@ -1,0 +1,316 @@
+"""The whole trade-off curve from one training: dense first, then sparser and sparser, a finished model on every rung."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path as Folder
+from typing import Any, final
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from winnow.errors import FileError, ScheduleError
+from winnow.files import WEIGHTS, load, save
+from winnow.measure import measure
+from winnow.routes import Route
+from winnow.run import attach
+from winnow.schedules import Toward
+from winnow.sites import Where
+from winnow.smaller import compact
+from winnow.trace import Example
+
+DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
+COST, GROW, HEAL = 2.5, 1.3, 0.7
+"""Dense trainings that all rungs cost together; steps of a rung over those of the one before; a rung's last part, which heals.
+
+Found on LeNet-300-100/MNIST, where rungs of equal length, or that heal for half of theirs, lose 0.2 to 0.5 points in the tail.
+"""
+FORMAT = 1
+RECORD, SMALL, STATE = "path.json", "small", "state"
+Fit = Callable[[nn.Module, Optimizer, int], None]
+"""A training loop: exactly so many optimizer steps, learning-rate schedule included."""
+News = Callable[[str, float, int, int], None]
+"""Told what is being trained, its density, and how many rungs of how many are done."""
+
+
+@final
+@dataclass(frozen=True)
+class Point:
+    """One rung: a settled and healed model, made physically smaller.  Sizes are those of the smaller model."""
+
+    asked: float
+    density: float
+    score: float
+    parameters: int
+    nonzero: int
+    macs: int
+    bytes: int
+    """Of its file, zeros left out."""
+    seconds: Mapping[str, float]
+    """Median seconds of a call, by batch size."""
+    speedup: Mapping[str, float]
+    """Over the dense model, timed by turns."""
+    error: float
+    """Largest |Δoutput| that its removal made."""
+    steps: int
+    """Optimizer steps from the beginning."""
+
+
+@final
+@dataclass(frozen=True)
+class Path:
+    """The curve; `points[0]` is dense. Folders below `folder` hold a model each."""
+
+    folder: Folder
+    points: tuple[Point, ...]
+    template: nn.Module = field(repr=False)
+
+    def load(self, point: Point) -> nn.Module:
+        """The point's smaller model, in eval mode."""
+        return load(self.folder / f"rung-{self.points.index(point)}" / SMALL, lambda: copy.deepcopy(self.template))
+
+    def __str__(self) -> str:
+        lines = [f"{'density':>8} {'score':>9} {'parameters':>11} {'MACs':>13} {'bytes':>11}  faster"]
+        for p in self.points:
+            faster = " · ".join(f"{ratio:.2f}× at {batch}" for batch, ratio in p.speedup.items())
+            lines.append(
+                f"{p.density:8.4f} {p.score:9.4f} {p.parameters:11,} {p.macs:13,} {p.bytes:11,}  {faster}".rstrip()
+            )
+        return "\n".join(lines)
+
+
+def path(
+    model: nn.Module,
+    fit: Fit,
+    score: Callable[[nn.Module], float],
+    *,
+    optimizer: Callable[[nn.Module], Optimizer],
+    how: Route,
+    where: Where,
+    example: Example,
+    steps: int,
+    out: str | os.PathLike[str],
+    densities: Sequence[float] = DENSITIES,
+    cost: float = COST,
+    batches: Sequence[int] = (1, 64),
+    news: News = lambda *_: None,
+) -> Path:
+    """Train dense for `steps`, then walk down `densities`, and keep a finished model on every rung.
+
+    Every rung starts from the last one's weights with a fresh optimizer and its full learning rate (as learning-rate
+    rewinding does), cuts first (`Toward`), then heals, and is settled, made smaller, proved, timed and scored.  All of it
+    costs `cost` dense trainings; the sparser a rung, the longer it is.
+
+    Args:
+        model: trained in place; left as the last rung leaves it.
+        fit: `fit(model, optimizer, steps)` takes exactly `steps` optimizer steps, with its own schedule over them.
+        score: of a model in eval mode, higher is better: an accuracy, or minus a loss.
+        optimizer: builds one for the model.
+        how, where: as for `attach`.
+        example: what the model is called with.
+        steps: of the dense training.
+        out: a folder; what is finished there is not done again, and random numbers go on as if never interrupted.
+        densities: falling, beginning with 1.
+
+    Raises `ScheduleError` for bad numbers or a `fit` that takes another number of steps; `FileError` for a folder that
+    holds something else.
+    """
+    _check(densities, steps, cost)
+    lengths = _lengths(len(densities), steps, cost)
+    folder, template = Folder(out), copy.deepcopy(model)
+    asked = {
+        "format": FORMAT,
+        "densities": list(densities),
+        "steps": steps,
+        "cost": cost,
+        "how": repr(how),
+        "model": type(model).__name__,
+    }
+    points = _begun(folder, asked)
+    if points:
+        _resume(folder / f"rung-{len(points) - 1}" / STATE, model)
+    dense = load(folder / "rung-0" / SMALL, lambda: copy.deepcopy(template)) if points else None
+    for k in range(len(points), len(densities)):
+        news("dense" if not k else f"{densities[k]:g}", densities[k], k, len(densities))
+        density = _climb(model, fit, optimizer(model), how, where, densities[k], lengths[k])
+        dense = dense or copy.deepcopy(model).eval()
+        with _folder(folder / f"rung-{k}") as part:
+            point = _finish(model, dense, score, example, batches, part, (densities[k], density, sum(lengths[: k + 1])))
+        points.append(point)
+        _write(folder / RECORD, {**asked, "points": [dataclasses.asdict(p) for p in points]})
+    return Path(folder, tuple(points), template)
+
+
+def pick(
+    found: Path,
+    *,
+    max_drop: float | None = None,
+    max_latency: float | None = None,
+    max_params: int | None = None,
+    max_macs: int | None = None,
+    batch: int | None = None,
+) -> nn.Module:
+    """The model to ship: see `choose`, whose point it loads."""
+    limits = {"max_latency": max_latency, "max_params": max_params, "max_macs": max_macs}
+    return found.load(choose(found, max_drop=max_drop, batch=batch, **limits))  # type: ignore[arg-type]
+
+
+def choose(
+    found: Path,
+    *,
+    max_drop: float | None = None,
+    max_latency: float | None = None,
+    max_params: int | None = None,
+    max_macs: int | None = None,
+    batch: int | None = None,
+) -> Point:
+    """The point within all limits: with `max_drop` (of the dense score) the smallest file, else the best score.
+
+    `max_latency` is in seconds per call at `batch` (the smallest batch measured, if None).  Raises `ScheduleError` where no
+    limit is given, or none is met: it says what came nearest.
+    """
+    limits = {"max_latency": max_latency, "max_params": max_params, "max_macs": max_macs, "max_drop": max_drop}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if not given:
+        raise ScheduleError("pick needs a limit: max_drop=0.005, max_latency=…, max_params=… or max_macs=…")
+    sizes = [_sizes(point, found.points[0], batch) for point in found.points]
+    fits = [p for p, size in zip(found.points, sizes, strict=True) if all(size[name] <= given[name] for name in given)]
+    if not fits:
+        nearest = ", ".join(f"{name}={min(size[name] for size in sizes):.6g}" for name in given)
+        raise ScheduleError(f"no point keeps within {given}; the least on the path, each by itself: {nearest}")
+    return min(fits, key=lambda p: p.bytes) if max_drop is not None else max(fits, key=lambda p: p.score)
+
+
+def _sizes(point: Point, dense: Point, batch: int | None) -> dict[str, float]:
+    key = next(iter(point.seconds)) if batch is None else str(batch)
+    if key not in point.seconds:
+        raise ScheduleError(f"no latency was measured at batch {batch}: choose from {', '.join(point.seconds)}")
+    sizes = {"max_latency": point.seconds[key], "max_params": point.parameters, "max_macs": point.macs}
+    return {**sizes, "max_drop": dense.score - point.score}
+
+
+def _lengths(rungs: int, steps: int, cost: float) -> list[int]:
+    """Optimizer steps of every rung, the first dense."""
+    weights = [GROW**k for k in range(rungs - 1)]
+    return [steps, *(max(2, round((cost - 1) * steps * weight / sum(weights))) for weight in weights)]
+
+
+def _check(densities: Sequence[float], steps: int, cost: float) -> None:
+    falling = all(a > b > 0 for a, b in itertools.pairwise(densities))
+    if not densities or densities[0] != 1 or not falling:
+        raise ScheduleError(f"densities must begin with 1.0 (dense) and fall, each above 0, got {list(densities)}")
+    if steps < 1 or not cost > 1:
+        raise ScheduleError(
+            f"steps must be >= 1 and cost (in dense trainings, the first is one) > 1, got {steps} and {cost}"
+        )
+
+
+def _climb(
+    model: nn.Module, fit: Fit, optimizer: Optimizer, how: Route, where: Where, density: float, steps: int
+) -> float:
+    """Train one rung; the density obtained."""
+    if density == 1:
+        counted = [0]
+        handle = optimizer.register_step_post_hook(lambda *_: counted.__setitem__(0, counted[0] + 1))
+        fit(model.train(), optimizer, steps)
+        handle.remove()
+        _took(counted[0], steps)
+        return 1.0
+    run = attach(model, optimizer, how=how, where=where, when=Toward(density, steps, begin=0.0, heal=HEAL))
+    if run.density() < 1:
+        run.cut(run.density())  # what is zero stays zero, on every route
+    fit(model.train(), optimizer, steps)
+    _took(run.clock.step, steps)
+    return run.settle().density()
+
+
+def _took(taken: int, asked: int) -> None:
+    if taken != asked:
+        raise ScheduleError(
+            f"fit took {taken} optimizer steps where {asked} were asked for; it must take exactly those"
+        )
+
+
+def _finish(
+    model: nn.Module,
+    dense: nn.Module,
+    score: Callable[[nn.Module], float],
+    example: Example,
+    batches: Sequence[int],
+    part: Folder,
+    numbers: tuple[float, float, int],
+) -> Point:
+    asked, density, steps = numbers
+    save(model.eval(), part / STATE)
+    small, proof = compact(model, example)
+    save(small, part / SMALL, compress=True)
+    timed = measure(dense, small, example, batches=batches, seconds=0.5)
+    point = Point(
+        asked,
+        density,
+        score(small.eval()),
+        proof.parameters[1],
+        sum(int(torch.count_nonzero(theta)) for theta in small.parameters()),
+        proof.macs[1],
+        (part / SMALL / WEIGHTS).stat().st_size,
+        {str(t.batch): t.p50 for t in timed.after},
+        {str(t.batch): ratio for t, ratio in zip(timed.after, timed.speedup, strict=True)},
+        proof.max_error,
+        steps,
+    )
+    torch.save(torch.get_rng_state(), part / "dice.pt")
+    return point
+
+
+def _resume(state: Folder, model: nn.Module) -> None:
+    saved = load(state, lambda: copy.deepcopy(model))
+    model.load_state_dict(saved.state_dict())
+    torch.set_rng_state(torch.load(state.parent / "dice.pt", weights_only=True))
+
+
+def _begun(folder: Folder, asked: Mapping[str, Any]) -> list[Point]:
+    """The points that are finished in `folder`."""
+    record = folder / RECORD
+    if not record.exists():
+        if folder.exists() and any(p for p in folder.iterdir() if not p.name.startswith("rung-")):
+            raise FileError(f"{folder} holds other files: choose another folder for the path")
+        return []
+    try:
+        stored = json.loads(record.read_text(encoding="utf-8"))
+        points = [Point(**point) for point in stored.pop("points")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileError(f"{record} is damaged ({error}): remove the folder, or choose another") from error
+    if stored.get("format", 0) > FORMAT:
+        raise FileError(
+            f"{record} has format {stored['format']}, newer than this Winnow reads ({FORMAT}); upgrade Winnow"
+        )
+    if stored != dict(asked):
+        other = ", ".join(f"{k}: {stored.get(k)} there, {asked[k]} here" for k in asked if stored.get(k) != asked[k])
+        raise FileError(f"{folder} holds another path ({other}): choose another folder, or remove it")
+    return points
+
+
+@contextmanager
+def _folder(folder: Folder) -> Iterator[Folder]:
+    """A folder that appears whole or not at all."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def _write(file: Folder, record: Mapping[str, Any]) -> None:
+    half = file.with_name(file.name + ".part")
+    half.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(half, file)
