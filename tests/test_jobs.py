@@ -24,7 +24,7 @@ pytest.importorskip("typer", reason="the command needs the extra cli")
 from typer.testing import CliRunner
 
 from winnow.cli import app
-from winnow.jobs import data, models, options, report, shrink, train
+from winnow.jobs import data, models, options, report, shrink, train, walk
 from winnow.jobs.options import Options
 from winnow.jobs.screen import Quiet
 from winnow.jobs.tasks import TASKS
@@ -437,3 +437,58 @@ def test_what_is_no_run(tmp_path: Path, digits_run: tuple[Any, Path]) -> None:
     assert "winnow compact" in done.stderr.replace("\n", " ")
     (tmp_path / "run.json").write_text("{}")
     assert winnow("compact", tmp_path).exit_code == 2
+
+
+# ---- path ----
+
+
+def test_a_path_from_the_command_line(tmp_path: Path) -> None:
+    words = ["path", "digits", "--densities", "1,0.5,0.1", "--epochs", 3, "--threads", 1, "--out", tmp_path / "p"]
+    done = winnow(*words)
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "p" / "run.json").read_text())
+    assert [point["asked"] for point in record["points"]] == [1.0, 0.5, 0.1]
+    assert abs(record["points"][2]["density"] - 0.1) < 0.01
+    assert record["command"].startswith("winnow path digits") and "--densities 1,0.5,0.1 --cost 2.5" in record["command"]
+    before = (tmp_path / "p" / "path.json").read_bytes()
+    assert winnow(*words).exit_code == 0  # nothing is left to do
+    assert (tmp_path / "p" / "path.json").read_bytes() == before
+
+
+def test_an_interrupted_path_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["path", "digits", "--densities", "1,0.5,0.2", "--epochs", 2, "--threads", 1, "--out"]
+    assert winnow(*words, tmp_path / "whole").exit_code == 0
+    taken, one_step = [], walk.one_step
+
+    def once(*given):
+        taken.append(1)
+        if len(taken) == 100:  # in the second rung
+            raise KeyboardInterrupt
+        return one_step(*given)
+
+    monkeypatch.setattr(walk, "one_step", once)
+    stopped = winnow(*words, tmp_path / "p")
+    assert stopped.exit_code == 130 and "goes on from here" in stopped.output
+    assert not (tmp_path / "p" / "run.json").exists()
+    monkeypatch.setattr(walk, "one_step", one_step)
+    assert winnow(*words, tmp_path / "p").exit_code == 0
+    records = [json.loads((tmp_path / name / "run.json").read_text())["points"] for name in ("whole", "p")]
+    assert [p["score"] for p in records[0]] == [p["score"] for p in records[1]]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("--densities 1,x", "numbers with commas"),
+        ("--densities 0.5,0.1", "begin with 1.0"),
+        ("--points 3 --densities 1,0.5", "give one of the two"),
+        ("--points 99", "--points must be 1 to 8"),
+        ("--of sugar", "--of: choose from keep, keep-macs, keep-params"),
+        ("--of keep-macs", "add --where channels"),
+        ("--cost 1", "cost"),
+    ],
+)
+def test_a_bad_path(words: str, complaint: str, tmp_path: Path) -> None:
+    done = winnow("path", "digits", "--out", tmp_path / "p", *words.split())
+    assert done.exit_code == 2 and complaint in done.stderr
+    assert not (tmp_path / "p").exists()

@@ -17,7 +17,7 @@ import winnow
 from winnow.errors import WinnowError
 
 from .jobs import options as table
-from .jobs import report, shrink, train
+from .jobs import report, shrink, train, walk
 from .jobs.screen import Screen
 from .jobs.tasks import TASKS, read
 
@@ -106,6 +106,68 @@ def tasks_command() -> None:
     typer.echo(
         "data: below $WINNOW_DATA; digits come with scikit-learn, mnist and fashion are fetched once if there is a network"
     )
+
+
+@app.command("path")
+def path_command(
+    data: Annotated[str | None, typer.Argument(help=_one_of(TASKS), show_default=False)] = None,
+    task: Annotated[str | None, typer.Option(help="A file that defines a task of your own, TASK = Task(…).")] = None,
+    points: Annotated[int | None, typer.Option(help="How many of the usual densities.", show_default="8")] = None,
+    densities: Annotated[
+        str | None, typer.Option(help="From 1 (dense) down.", show_default="1,0.5,0.2,0.1,0.05,0.02,0.01,0.005")
+    ] = None,
+    of: Annotated[str, typer.Option(help="What the densities are shares of: keep | keep-macs | keep-params.")] = "keep",
+    cost: Annotated[float, typer.Option(help="Of all points together, in dense trainings.")] = 2.5,
+    how: Annotated[str, typer.Option(help=_one_of(table.ROUTES))] = "gating",
+    where: Annotated[str, typer.Option(help=table.WHERE_HELP)] = "elements",
+    penalty: Annotated[str | None, typer.Option(help=_one_of(table.PENALTIES), show_default="by route")] = None,
+    depth: Annotated[float | None, typer.Option(help="Gating: factors per weight.", show_default="3")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd | adamw", show_default="by task")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak rate; cosine to 0.", show_default="by task")] = None,
+    batch: Annotated[int | None, typer.Option(help="Minibatch size.", show_default="by task")] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights, the batches and everything drawn.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Of the dense point.", show_default="by task")] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Of the models that come in several.", show_default="by task")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="torch's choice")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder.", show_default="runs/path-<task>-<how>-<where>-seed<n>")
+    ] = None,
+) -> None:
+    """The whole trade-off curve from one training: a settled, healed, smaller model at every density.
+
+    An interrupted one goes on where it was when the same command is given again.
+    Exit code: 0 done; 2 bad usage or broken training; 130 interrupted.
+    """
+    console = Console()
+    words = {"task": task, "how": how, "where": where, "penalty": penalty, "optimizer": optimizer}
+    numbers = {
+        "depth": depth,
+        "lr": lr,
+        "batch": batch,
+        "seed": seed,
+        "epochs": epochs,
+        "width": width,
+        "threads": threads,
+    }
+    try:
+        with _said():
+            share = {_share(of): 1.0}
+            options = table.Options(_name(data, task), **share, **words, **numbers)  # type: ignore[arg-type]
+            record = walk.walk(options, walk.densities_of(densities, points), out, Screen(console), cost)
+    except KeyboardInterrupt:
+        console.print("interrupted: finished points are kept; the same command goes on from here", style="yellow")
+        raise typer.Exit(train.INTERRUPTED) from None
+    console.print(walk.table(record))
+    console.print(f"path folder: {record['folder']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _share(word: str) -> str:
+    names = [name.replace("_", "-") for name in table.COUNTS]
+    if word not in names:
+        raise WinnowError(f"--of: choose from {', '.join(names)}, got {word!r}")
+    return word.replace("-", "_")
 
 
 Folder = Annotated[Path, typer.Argument(help="A run folder of `winnow train`.", show_default=False)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,11 +114,13 @@ class Options:
         filled._check_numbers()
         return filled
 
-    def command(self) -> str:
+    def command(self, verb: str = "train", without: Container[str] = ()) -> str:
         """The command line that repeats this run on any machine, defaults spelled out."""
-        words = ["winnow", "train", self.data]
+        words = ["winnow", verb, self.data]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name in without:
+                continue
             if field.name == "dense":
                 words += [] if value else ["--no-dense"]
             elif field.name != "data" and value is not None:
