@@ -29,12 +29,12 @@ LAYERS = [
     ["ladder"],
     ["", "__init__"],
     ["jobs"],
-    ["papers"],
+    ["papers", "page"],
     ["cli"],
 ]
 
 
-PACKAGES = ("penalties", "schedules", "jobs", "papers", "trace", "smaller")
+PACKAGES = ("penalties", "schedules", "jobs", "papers", "page", "trace", "smaller")
 
 
 def module_of(path):

@@ -183,6 +183,19 @@ def _said() -> Iterator[None]:
         raise typer.Exit(BAD_USAGE) from error
 
 
+@app.command("report")
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders of `winnow train` and `winnow path`.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """One HTML file about some runs: curves, layers, training, weights, speed. It needs no network."""
+    from . import page
+
+    with _said():
+        page.write([page.read(folder) for folder in folders], out)
+    typer.echo(f"report: {out}")
+
+
 @app.command("compact")
 def compact_command(folder: Folder) -> None:
     """Make a run's model physically smaller, prove that its outputs are equal, save it in the run folder."""

@@ -63,6 +63,8 @@ class Point:
     """Largest |Δoutput| that its removal made."""
     steps: int
     """Optimizer steps from the beginning."""
+    layers: Sequence[tuple[str, int, int]] = ()
+    """Per penalised weight: name, groups alive, groups; none for the dense point."""
 
 
 @final
@@ -141,10 +143,11 @@ def path(
     dense = load(folder / "rung-0" / SMALL, lambda: copy.deepcopy(template)) if points else None
     for k in range(len(points), len(densities)):
         news("dense" if not k else f"{densities[k]:g}", densities[k], k, len(densities))
-        density = _climb(model, fit, optimizer(model), how, where, densities[k], lengths[k])
+        density, layers = _climb(model, fit, optimizer(model), how, where, densities[k], lengths[k])
         dense = dense or copy.deepcopy(model).eval()
         with _folder(folder / f"rung-{k}") as part:
-            point = _finish(model, dense, score, example, batches, part, (densities[k], density, sum(lengths[: k + 1])))
+            numbers = (densities[k], density, sum(lengths[: k + 1]))
+            point = _finish(model, dense, score, example, batches, part, numbers, layers)
         points.append(point)
         _write(folder / RECORD, {**asked, "points": [dataclasses.asdict(p) for p in points]})
     return Path(folder, tuple(points), template)
@@ -216,21 +219,22 @@ def _check(densities: Sequence[float], steps: int, cost: float) -> None:
 
 def _climb(
     model: nn.Module, fit: Fit, optimizer: Optimizer, how: Route, where: Where, density: float, steps: int
-) -> float:
-    """Train one rung; the density obtained."""
+) -> tuple[float, list[tuple[str, int, int]]]:
+    """Train one rung; the density obtained, and what lives of every weight."""
     if density == 1:
         counted = [0]
         handle = optimizer.register_step_post_hook(lambda *_: counted.__setitem__(0, counted[0] + 1))
         fit(model.train(), optimizer, steps)
         handle.remove()
         _took(counted[0], steps)
-        return 1.0
+        return 1.0, []
     run = attach(model, optimizer, how=how, where=where, when=Toward(density, steps, begin=0.0, heal=HEAL))
     if run.density() < 1:
         run.cut(run.density())  # what is zero stays zero, on every route
     fit(model.train(), optimizer, steps)
     _took(run.clock.step, steps)
-    return run.settle().density()
+    run.settle()
+    return run.density(), [(layer.name, layer.alive, layer.groups) for layer in run.layers()]
 
 
 def _took(taken: int, asked: int) -> None:
@@ -248,6 +252,7 @@ def _finish(
     batches: Sequence[int],
     part: Folder,
     numbers: tuple[float, float, int],
+    layers: Sequence[tuple[str, int, int]],
 ) -> Point:
     asked, density, steps = numbers
     save(model.eval(), part / STATE)
@@ -266,6 +271,7 @@ def _finish(
         {str(t.batch): ratio for t, ratio in zip(timed.after, timed.speedup, strict=True)},
         proof.max_error,
         steps,
+        layers,
     )
     torch.save(torch.get_rng_state(), part / "dice.pt")
     return point
@@ -286,7 +292,7 @@ def _begun(folder: Folder, asked: Mapping[str, Any]) -> list[Point]:
         return []
     try:
         stored = json.loads(record.read_text(encoding="utf-8"))
-        points = [Point(**point) for point in stored.pop("points")]
+        points = [_point(**point) for point in stored.pop("points")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{record} is damaged ({error}): remove the folder, or choose another") from error
     if stored.get("format", 0) > FORMAT:
@@ -297,6 +303,10 @@ def _begun(folder: Folder, asked: Mapping[str, Any]) -> list[Point]:
         other = ", ".join(f"{k}: {stored.get(k)} there, {asked[k]} here" for k in asked if stored.get(k) != asked[k])
         raise FileError(f"{folder} holds another path ({other}): choose another folder, or remove it")
     return points
+
+
+def _point(layers: Sequence[Sequence[Any]] = (), **numbers: Any) -> Point:
+    return Point(**numbers, layers=[(name, alive, groups) for name, alive, groups in layers])
 
 
 @contextmanager

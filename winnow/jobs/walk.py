@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path as Folder
 from typing import Any
@@ -19,6 +20,8 @@ from .options import COUNTS, GROUPINGS, ROUTES, Options
 from .screen import Interrupt, Quiet, heard
 from .train import Side, evaluate, make_optimizer, one_step
 
+LOOKS = 100  # lines of a rung in the history
+HISTORY, COLUMNS = "history.csv", ("side", "step", "loss", "lr")
 EPOCHS = 10_000  # of minibatches that a rung may draw before it meets the next one's
 
 
@@ -50,7 +53,7 @@ def walk(
     model = shrink.make(options, data)
     where = GROUPINGS[options.where](model, shrink.example_of(data), COUNTS[options.target[0]][1])
     with heard(screen) as said, screen, Interrupt() as stop:
-        loop = _Loop(options, data, screen, stop)
+        loop = _Loop(options, data, screen, stop, folder)
         found = winnow.path(
             model,
             loop.fit,
@@ -65,6 +68,7 @@ def walk(
             out=folder,
             news=loop.begin,
         )
+    loop.keep()
     record = _record(options, data, found, densities, cost) | {"warnings": said}
     report.write_json(folder / "run.json", record)
     return record | {"folder": folder}
@@ -77,32 +81,54 @@ def score(model: nn.Module, data: Data, options: Options) -> float:
 
 
 class _Loop:
-    """The main job's loop, a rung at a time."""
+    """The main job's loop, a rung at a time; `rows` is its history."""
 
-    def __init__(self, options: Options, data: Data, screen: Quiet, stop: Interrupt) -> None:
-        self.options, self.data, self.screen, self.stop = options, data, screen, stop
+    def __init__(self, options: Options, data: Data, screen: Quiet, stop: Interrupt, folder: Folder) -> None:
+        self.options, self.data, self.screen, self.stop, self.folder = options, data, screen, stop, folder
         self.rung, self.name = 0, ""
+        self.rows: list[dict[str, Any]] = _earlier(folder / HISTORY)
 
     def begin(self, name: str, density: float, rung: int, rungs: int) -> None:
         self.rung, self.name = rung, name
+        if rung:
+            self.keep()
 
     def fit(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Cosine from the task's rate to 0; every rung draws epochs of its own."""
         side = Side(self.name, model, optimizer)
         rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         self.screen.begin(self.name, steps)
-        epoch = self.rung * EPOCHS
+        epoch, losses, first = self.rung * EPOCHS, [], self.rows[-1]["step"] if self.rows else 0
+        every = max(1, steps // LOOKS)
         while side.step < steps:
             for x, y in self.data.batches(self.options.batch or 0, self.options.seed, epoch):
                 if self.stop.asked:
                     raise KeyboardInterrupt
                 loss = one_step(side, x, y)
                 rates.step()
+                losses.append(loss)
                 self.screen.step(loss, None, None)
+                if side.step % every == 0 or side.step == steps:
+                    values = (self.name, first + side.step, sum(losses) / len(losses), rates.get_last_lr()[0])
+                    self.rows.append(dict(zip(COLUMNS, values, strict=True)))
+                    losses.clear()
                 if side.step == steps:
                     break
             epoch += 1
         self.screen.end()
+
+    def keep(self) -> None:
+        """Write the history of the rungs that are finished."""
+        report.write_csv(self.folder / HISTORY, self.rows, COLUMNS)
+
+
+def _earlier(file: Folder) -> list[dict[str, Any]]:
+    """What an interrupted path has written of its history."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return [{**row, "step": int(row["step"])} for row in rows]
 
 
 def _record(

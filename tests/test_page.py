@@ -1,0 +1,237 @@
+"""The report: one file that a browser draws without complaint, numbers that can be taken out, words that cannot break it."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from winnow import page
+from winnow.cli import app
+from winnow.errors import WinnowError
+from winnow.page import runs
+
+ROOT = Path(__file__).parents[1]
+MNIST = [ROOT / "records" / f"mnist-keep-0.02-seed{k}" for k in range(3)]
+CIFAR = ROOT / "records" / "cifar10-channels-macs-0.3"
+pytest.importorskip("vl_convert")
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("walk") / "p"
+    words = ["path", "digits", "--densities", "1,0.5,0.2,0.1", "--epochs", "2", "--threads", "1", "--out", str(folder)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train") / "t"
+    words = ["train", "digits", "--keep", "0.2", "--epochs", "2", "--threads", "1", "--out", str(folder)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("no chromium and chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    folder = tmp_path_factory.mktemp("chromium")
+    quiet = ("background-networking", "component-update", "sync", "gpu", "quic")
+    for word in ("--headless=new", "--no-sandbox", "--no-first-run", "--window-size=1200,900", f"--user-data-dir={folder}"):
+        options.add_argument(word)
+    for word in quiet:
+        options.add_argument(f"--disable-{word}")
+    options.add_experimental_option("prefs", {"download.default_directory": str(folder / "downloads")})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.downloads = folder / "downloads"
+    yield driver
+    driver.quit()
+
+
+def opened(browser, folders, out):
+    page.write([page.read(folder) for folder in folders], out)
+    browser.get_log("browser")
+    browser.get(f"file://{out}")
+    browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    browser.execute_script(
+        "document.querySelectorAll('figure.chart').forEach(f => { if (!drawn.has(f)) { drawn.set(f, null); draw(f); } })"
+    )
+    figures = browser.find_elements("css selector", "figure.chart")
+    wait(lambda: len(browser.find_elements("css selector", "figure[data-drawn] svg")) == len(figures))
+    return figures
+
+
+def wait(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "the page did not get there"
+        time.sleep(0.1)
+
+
+def test_every_chart_is_drawn_and_the_console_is_silent(browser, walked, trained, tmp_path):
+    figures = opened(browser, [walked, trained, *MNIST, CIFAR], tmp_path / "r.html")
+    assert len(figures) > 15
+    assert browser.execute_script("return window.failed") == []
+    assert browser.get_log("browser") == []
+    marks = browser.execute_script(
+        "return [...document.querySelectorAll('figure.chart')].map(f => f.querySelectorAll('svg path').length)"
+    )
+    assert all(count > 3 for count in marks)  # axes alone are fewer
+    assert (tmp_path / "r.html").stat().st_size < 3_000_000
+
+
+def test_nothing_is_fetched(walked, tmp_path):
+    """No address that a browser would load by itself: the file is all there is."""
+    text = page.write([page.read(walked)], tmp_path / "r.html").read_text(encoding="utf-8")
+    outside = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!#)", outside)
+    assert "@import" not in outside and "url(" not in outside
+
+
+def test_csv_and_svg_come_out(browser, walked, tmp_path):
+    figure = opened(browser, [walked], tmp_path / "r.html")[0]
+    buttons = {button.text: button for button in figure.find_elements("css selector", "button")}
+    for name in ("CSV", "SVG"):
+        buttons[name].send_keys("\n")  # by keyboard
+    files = [browser.downloads / f"curve-digits.{kind}" for kind in ("csv", "svg")]
+    wait(lambda: all(file.exists() and file.stat().st_size for file in files))
+    rows = list(csv.DictReader(io.StringIO(files[0].read_text())))
+    points = json.loads((walked / "run.json").read_text())["points"]
+    assert [float(row["score"]) for row in rows] == pytest.approx([p["score"] for p in points], rel=1e-5)
+    assert [float(row["kept %"]) for row in rows] == pytest.approx([100 * p["density"] for p in points], rel=1e-5)
+    assert files[1].read_text().startswith("<svg")
+
+
+def test_it_fits_a_phone_and_a_dark_room(browser, walked, tmp_path):
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 375, "height": 700, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        opened(browser, [walked], tmp_path / "r.html")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 375
+        light = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
+        wait(lambda: browser.execute_script("return getComputedStyle(document.body).backgroundColor") != light)
+        labels = "return document.querySelector('figure.chart svg text').getAttribute('fill')"
+        wait(lambda: browser.execute_script(labels) == "#e8e8e8")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_everything_can_be_reached_by_keyboard(browser, walked, trained, tmp_path):
+    opened(browser, [walked, trained], tmp_path / "r.html")
+    reached = browser.execute_script(
+        "return [...document.querySelectorAll('a[href], button, summary, [tabindex]')].every(e => e.tabIndex >= 0)"
+    )
+    assert reached
+    unnamed = "return [...document.querySelectorAll('.plot')].filter(p => !p.getAttribute('aria-label')).length"
+    assert browser.execute_script(unnamed) == 0
+
+
+EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 2'>{{}} & \"quoted\""
+
+
+def test_words_from_files_cannot_break_out(browser, trained, tmp_path):
+    folder = tmp_path / "evil"
+    shutil.copytree(trained, folder)
+    record = json.loads((folder / "run.json").read_text())
+    record["options"]["data"] = record["command"] = record["error"] = EVIL
+    record["warnings"] = [EVIL]
+    record["data"]["name"] = EVIL
+    record["sparse"]["layers"][0]["name"] = EVIL
+    record["sparse"]["certificate"]["words"] = EVIL
+    (folder / "run.json").write_text(json.dumps(record))
+    opened(browser, [folder], tmp_path / "r.html")
+    assert browser.execute_script("return window.evil === undefined")
+    assert browser.find_elements("css selector", "img") == []
+    assert EVIL in browser.find_element("css selector", "main").text
+
+
+def test_many_runs_stay_small_and_quick(browser, tmp_path):
+    """Two hundred runs: within 3 MB, and two seconds from the address to the first chart."""
+    folders = []
+    for k in range(200):
+        folder = tmp_path / f"run-{k}"
+        shutil.copytree(MNIST[k % 3], folder)
+        folders.append(folder)
+    out = page.write([page.read(folder) for folder in folders], tmp_path / "r.html")
+    assert out.stat().st_size < 3_000_000
+    start = time.monotonic()
+    browser.get(f"file://{out}")
+    wait(lambda: browser.find_elements("css selector", "figure[data-drawn] svg"))
+    assert time.monotonic() - start < 20  # two seconds on a quiet machine; this one may be shared
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def test_runs_of_all_ages_are_read(walked, trained):
+    path, train, old = (page.read(folder) for folder in (walked, trained, CIFAR))
+    assert [run.kind for run in (path, train, old)] == ["path", "train", "train"]
+    assert [len(run.points) for run in (path, train, old)] == [4, 2, 2]
+    assert set(train.pictures) == {"fc1.weight", "fc2.weight", "fc3.weight"} == set(path.pictures)
+    assert old.pictures == {}  # its weights are not in the record
+    assert list(path.layers) == [f"{p.kept:.4g}" for p in path.points[1:]]
+    assert path.history and train.history and all(isinstance(row["step"], float) for row in path.history)
+    grid = train.pictures["fc3.weight"]
+    assert len(grid) == 10 and len(grid[0]) == 32 and all(0 <= x <= 1 for row in grid for x in row)
+
+
+def test_a_picture_keeps_the_share(trained):
+    from safetensors.torch import load_file
+
+    weight = load_file(trained / "model.safetensors")["fc1.weight"]
+    grid = runs.cells(weight)
+    share = sum(map(sum, grid)) / sum(map(len, grid))
+    assert share == pytest.approx(float((weight != 0).float().mean()), abs=0.02)
+
+
+BROKEN = {
+    "no folder": (None, "no run.json"),
+    "not JSON": ("{", "damaged"),
+    "a list": ("[]", "damaged"),
+    "nothing in it": ("{}", "damaged"),
+    "newer": ('{"format": 99}', "format 99, newer than this Winnow"),
+    "half": ('{"format": 1, "dense": null}', "damaged"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_folder(case, tmp_path):
+    text, complaint = BROKEN[case]
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    with pytest.raises(WinnowError, match=complaint):
+        page.read(tmp_path)
+
+
+def test_damaged_weights_are_named(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "t")
+    (tmp_path / "t" / "model.safetensors").write_bytes(b"x" * 30)
+    with pytest.raises(WinnowError, match=r"model\.safetensors is damaged"):
+        page.read(tmp_path / "t")
+
+
+def test_from_the_command_line(trained, tmp_path):
+    done = CliRunner().invoke(app, ["report", str(trained), "--out", str(tmp_path / "r.html")])
+    assert done.exit_code == 0 and (tmp_path / "r.html").stat().st_size > 500_000
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+    bad = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
+    assert bad.exit_code == 2 and "no run folder" in bad.stderr
+    nowhere = CliRunner().invoke(app, ["report", str(trained), "--out", str(tmp_path / "no" / "r.html")])
+    assert nowhere.exit_code == 2 and "choose another --out" in nowhere.stderr

@@ -1,0 +1,129 @@
+"""CHARTS: Vega-Lite specifications: zoom by wheel and drag, values on hover, the same look everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .runs import Run
+
+Chart = dict[str, Any]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#8C6D31"]
+BELOW = {"orient": "bottom"}
+ZOOM = {"name": "zoom", "select": "interval", "bind": "scales"}
+
+
+def tradeoff(runs: Sequence[Run]) -> Chart:
+    """One task's runs: score against times smaller, a line per method, its range over seeds where there are several."""
+    rows = [
+        {
+            "method": run.method,
+            "times smaller": 1 / p.kept,
+            "kept %": 100 * p.kept,
+            "score": p.score,
+            "run": run.name,
+            **p.more,
+        }
+        for run in runs
+        for p in run.points
+        if p.kept > 0
+    ]
+    measure = runs[0].measure
+    x = {"field": "times smaller", "type": "quantitative", "scale": {"type": "log"}, "title": "times fewer weights"}
+    score = {"field": "score", "type": "quantitative", "scale": {"zero": False}, "title": measure}
+    colour = {
+        "field": "method",
+        "type": "nominal",
+        "scale": {"range": COLOURS},
+        "legend": {"orient": "bottom", "columns": 1},
+    }
+    keys = [key for key in rows[0] if key not in ("times smaller", "score")]
+    tips = [{"field": "score", "title": measure, "format": ".4f"}, *({"field": key} for key in keys)]
+    line = {"mark": {"type": "line"}, "encoding": {"x": x, "y": {**score, "aggregate": "mean"}, "color": colour}}
+    band = {
+        "mark": {"type": "errorband", "extent": "stdev"},
+        "encoding": {"x": x, "y": score, "color": colour},
+    }
+    dots = {
+        "mark": {"type": "point", "filled": True, "size": 45},
+        "encoding": {"x": x, "y": score, "color": colour, "tooltip": tips},
+        "params": [ZOOM],
+    }
+    several = len({run.method for run in runs}) < len(runs)
+    return {"data": {"values": rows}, "layer": [*([band] if several else []), line, dots]}
+
+
+def history(run: Run, fields: Mapping[str, str], title: str, log: bool = False) -> Chart:
+    """Columns of a history against steps, a line each; both sides, told apart by dashes."""
+    rows = [
+        {"step": row["step"], "side": row["side"], "what": name, "value": row[key]}
+        for row in run.history
+        for key, name in fields.items()
+        if isinstance(row.get(key), float) and not (log and row[key] <= 0)
+    ]
+    return {
+        "data": {"values": rows},
+        "params": [ZOOM],
+        "mark": {"type": "line", "tooltip": {"content": "data"}},
+        "encoding": {
+            "x": {"field": "step", "type": "quantitative", "title": "optimizer step"},
+            "y": {
+                "field": "value",
+                "type": "quantitative",
+                "title": title,
+                "scale": {"type": "log"} if log else {"zero": False},
+                "axis": {"format": ".0e"} if log else {},
+            },
+            "color": {"field": "what", "type": "nominal", "scale": {"range": COLOURS}, "title": None, "legend": BELOW},
+            "strokeDash": {"field": "side", "type": "nominal", "title": None, "legend": BELOW},
+        },
+    }
+
+
+def layers(kept: Mapping[str, Sequence[tuple[str, int, int]]]) -> Chart:
+    """What lives of every weight, a row each; a column per point."""
+    rows = [
+        {"weight": name, "density": point, "kept %": 100 * alive / groups, "alive": alive, "of": groups}
+        for point, entries in kept.items()
+        for name, alive, groups in entries
+    ]
+    order = list(dict.fromkeys(row["weight"] for row in rows))
+    return {
+        "data": {"values": rows},
+        "mark": {"type": "rect", "tooltip": {"content": "data"}}
+        if len(kept) > 1
+        else {"type": "bar", "tooltip": {"content": "data"}},
+        "encoding": {
+            "y": {"field": "weight", "type": "nominal", "sort": order, "title": None},
+            **(
+                {
+                    "x": {"field": "density", "type": "nominal", "sort": list(kept), "title": "density of the whole"},
+                    "color": {
+                        "field": "kept %",
+                        "type": "quantitative",
+                        "scale": {"scheme": "viridis", "domain": [0, 100]},
+                    },
+                }
+                if len(kept) > 1
+                else {
+                    "x": {"field": "kept %", "type": "quantitative", "scale": {"domain": [0, 100]}},
+                    "color": {"value": COLOURS[0]},
+                }
+            ),
+        },
+    }
+
+
+def picture(grid: Sequence[Sequence[float]]) -> Chart:
+    """A weight: outputs down, inputs across, brighter where more entries live."""
+    rows = [{"output": i, "input": j, "alive": x} for i, row in enumerate(grid) for j, x in enumerate(row)]
+    return {
+        "data": {"values": rows},
+        "mark": {"type": "rect", "tooltip": {"content": "data"}},
+        "height": 220,
+        "encoding": {
+            "x": {"field": "input", "type": "ordinal", "axis": {"labels": False, "ticks": False}},
+            "y": {"field": "output", "type": "ordinal", "axis": {"labels": False, "ticks": False}},
+            "color": {"field": "alive", "type": "quantitative", "scale": {"scheme": "viridis"}, "title": "share alive"},
+        },
+    }

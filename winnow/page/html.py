@@ -1,0 +1,236 @@
+"""HTML: one file, styles, script and data inside; every word that comes from a file is escaped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import winnow
+from winnow.errors import WinnowError
+
+from . import charts
+from .runs import Run
+
+HERE = Path(__file__).parent
+STYLE, SCRIPT = "page.css", "page.js"
+MOST, LEAST = 6000, 40  # lines of history, of all runs and of one
+
+
+def write(runs: Sequence[Run], out: Path) -> Path:
+    """The report of some runs as one file.
+
+    Raises `WinnowError`: no runs; the extra is not installed; `out` cannot be written.
+    """
+    if not runs:
+        raise WinnowError("a report needs at least one run folder")
+    pieces = [_curves(runs), *(_run(run, number, len(runs)) for number, run in enumerate(runs))]
+    names = ", ".join(dict.fromkeys(run.task for run in runs))
+    text = PAGE.format(
+        title=escape(f"Winnow: {names}"),
+        about=escape(f"{len(runs)} run{'s' * (len(runs) > 1)} · Winnow {winnow.__version__}"),
+        style=(HERE / STYLE).read_text(encoding="utf-8"),
+        library=_inside(_library()),
+        script=_inside((HERE / SCRIPT).read_text(encoding="utf-8")),
+        body="\n".join(pieces),
+    )
+    try:
+        half = out.with_name(out.name + ".part")
+        half.write_text(text, encoding="utf-8")
+        os.replace(half, out)
+    except OSError as error:
+        raise WinnowError(f"cannot write {out} ({error}): choose another --out") from error
+    return out
+
+
+def _library() -> str:
+    """Vega, Vega-Lite and Vega-Embed, as one script."""
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise WinnowError('the report needs its extra: pip install "torch-winnow[report]"') from error
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+
+def _inside(script: str) -> str:
+    """A script that cannot end its own element."""
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def chart(spec: charts.Chart, name: str, words: str) -> str:
+    """A figure whose chart is drawn when it is looked at; `words` say it to those who cannot see it."""
+    compact = {**spec, "data": packed(spec["data"]["values"])}
+    data = json.dumps(compact, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f'<figure class="chart" data-name="{escape(name)}"><div class="plot" role="img" aria-label="{escape(words)}"></div>'
+        f'<figcaption>{escape(words)} <span class="tools"><button type="button" data-get="svg">SVG</button> '
+        f'<button type="button" data-get="csv">CSV</button></span></figcaption>'
+        f'<script type="application/json">{data}</script></figure>'
+    )
+
+
+def packed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows as lists, each word once, numbers to six digits (page.js unpacks them): a tenth of the size."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    words = list(dict.fromkeys(x for row in rows for x in row.values() if isinstance(x, str)))
+    place = {word: [i] for i, word in enumerate(words)}
+    lists = [[place[x] if isinstance(x := row.get(key), str) else _short(x) for key in keys] for row in rows]
+    return {"keys": keys, "words": words, "rows": lists}
+
+
+def _short(x: Any) -> Any:
+    return float(f"{x:.6g}") if isinstance(x, float) else x
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table; numbers to the right."""
+    head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _curves(runs: Sequence[Run]) -> str:
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    parts = []
+    for task in tasks:
+        found = [run for run in runs if run.task == task]
+        for by_loss in sorted({run.by_loss for run in found}):
+            these = [run for run in found if run.by_loss == by_loss]
+            words = f"{task}: {these[0].measure} against how many times fewer weights are left"
+            parts.append(f"<h3>{escape(task)}</h3>" + chart(charts.tradeoff(these), f"curve-{task}", words))
+    return f'<section id="curves"><h2>What it costs to be smaller</h2>{"".join(parts)}</section>'
+
+
+def _run(run: Run, number: int, of: int) -> str:
+    parts = [_points(run), _layers(run), _training(run, of), _pictures(run), _speed(run), _made(run)]
+    opened = " open" if of == 1 else ""
+    title = f"{run.task} · {run.method} · {run.name}"
+    return (
+        f'<section><details{opened} id="run-{number}"><summary><h2>{escape(title)}</h2></summary>'
+        f"{''.join(parts)}</details></section>"
+    )
+
+
+def _points(run: Run) -> str:
+    keys = list(dict.fromkeys(key for p in run.points for key in p.more))
+    rows = [
+        [f"{p.kept:.4g}", f"{p.score:.4f}", *(f"{p.more[key]:,}" if key in p.more else "" for key in keys)]
+        for p in run.points
+    ]
+    return table(["kept", run.measure, *keys], rows)
+
+
+def _layers(run: Run) -> str:
+    if not run.layers:
+        return ""
+    words = "what lives of every weight" + (", at every density" if len(run.layers) > 1 else "")
+    return "<h3>Layer by layer</h3>" + chart(charts.layers(run.layers), f"layers-{run.name}", words)
+
+
+def _training(run: Run, of: int) -> str:
+    """The more runs, the fewer looks at each: a report of hundreds must open at once."""
+    if not run.history:
+        return ""
+    run = replace(run, history=run.history[:: -(-len(run.history) // max(LEAST, MOST // of))])
+    loss = {"train_loss": "training", "test_loss": "held out", "loss": "training"}
+    parts = [chart(charts.history(run, loss, "loss"), f"loss-{run.name}", "loss against steps")]
+    if any("density" in row for row in run.history):
+        spec = charts.history(run, {"density": "density"}, "density")
+        parts.append(chart(spec, f"density-{run.name}", "density against steps" + _asked(run)))
+        spec = charts.history(run, {"strength": "λ"}, "strength λ", log=True)
+        parts.append(chart(spec, f"strength-{run.name}", "strength of the penalty against steps"))
+    sparse = run.record.get("sparse") or {}
+    words = (sparse.get("certificate") or {}).get("words")
+    certificate = f"<h4>Certificate</h4><pre>{escape(words)}</pre>" if words else ""
+    return f'<h3>Training</h3><div class="row">{"".join(parts)}</div>{certificate}'
+
+
+def _asked(run: Run) -> str:
+    options = run.record["options"]
+    asked = next((options[k] for k in ("keep", "keep_macs", "keep_params") if options.get(k) is not None), None)
+    return f"; asked for {asked:g}" if asked is not None else ""
+
+
+def _pictures(run: Run) -> str:
+    shown = "".join(chart(charts.picture(g), f"weight-{n}", f"where {n} is alive") for n, g in run.pictures.items())
+    return f'<h3>The weights</h3><div class="row">{shown}</div>' if shown else ""
+
+
+def _speed(run: Run) -> str:
+    if run.kind == "path":
+        points = run.record["points"]
+        batches = list(points[0]["speedup"])
+        columns = [
+            "kept",
+            "MACs",
+            "bytes",
+            *(f"ms at batch {b}" for b in batches),
+            *(f"faster at {b}" for b in batches),
+        ]
+        rows = [
+            [f"{p['density']:.4g}", f"{p['macs']:,}", f"{p['bytes']:,}"]
+            + [f"{1e3 * p['seconds'][b]:.3f}" for b in batches]
+            + [f"{p['speedup'][b]:.2f}×" for b in batches]
+            for p in points
+        ]
+        return "<h3>Before and after</h3>" + table(columns, rows)
+    smaller = run.record.get("smaller")
+    if not smaller:
+        return ""
+    proof, timed = smaller["proof"], smaller["measured"]
+    sizes = [[key, *(f"{x:,}" for x in proof[key]), f"{proof[key][0] / max(proof[key][1], 1):.2f}×"]
+             for key in ("parameters", "bytes", "macs")]  # fmt: skip
+    times = [
+        [f"ms at batch {a['batch']}, median (95 %)", _ms(a), _ms(b), f"{a['p50'] / b['p50']:.2f}×"]
+        for a, b in zip(timed["before"], timed["after"], strict=True)
+    ]
+    equal = f"outputs {'equal' if proof['proved'] else 'DIFFER'}: largest difference {proof['max_error']:.1e}"
+    return f"<h3>Before and after</h3><p>{escape(equal)}</p>" + table(["", "before", "after", "smaller"], sizes + times)
+
+
+def _ms(timing: Mapping[str, Any]) -> str:
+    return f"{1e3 * timing['p50']:.3f} ({1e3 * timing['p95']:.3f})"
+
+
+def _made(run: Run) -> str:
+    record = run.record
+    environment = record["environment"]
+    rows = [("command", record["command"]), ("seed", record["seed"]), ("data", _list(record["data"]))]
+    rows += [("versions", _list(environment["versions"])), ("commit", environment.get("commit") or "not in a checkout")]
+    rows += [
+        ("hardware", f"{environment['processor']}, {environment['cores']} cores, {environment['threads']} threads")
+    ]
+    rows += [("warnings", "; ".join(record.get("warnings") or []) or "none")]
+    rows += [("error", record["error"])] if record.get("error") else []
+    return "<h3>How it was made</h3>" + table(["", ""], rows)
+
+
+def _list(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the curves</a>
+<header><h1>{title}</h1><p>{about}</p></header>
+<main id="main">
+{body}
+</main>
+<script>{library}</script>
+<script>{script}</script>
+</body>
+</html>
+"""

@@ -1,0 +1,154 @@
+"""RUNS: what a run folder says, in one form for all kinds of run, whatever its age."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from winnow.errors import WinnowError
+
+FORMAT = 1
+GRID = 48  # cells of a weight's picture along each side, at most
+
+
+@dataclass(frozen=True)
+class Point:
+    """A finished model: how much it kept, and what it is worth."""
+
+    kept: float
+    score: float
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. `score` is an accuracy in %, or a loss where `by_loss`."""
+
+    name: str
+    kind: str
+    task: str
+    method: str
+    by_loss: bool
+    points: Sequence[Point]
+    record: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+    layers: Mapping[str, Sequence[tuple[str, int, int]]]
+    """Per point's name, every penalised weight: its name, groups alive, groups."""
+    pictures: Mapping[str, Sequence[Sequence[float]]]
+    """Per weight, the share of nonzero entries in every cell of a grid."""
+
+    @property
+    def measure(self) -> str:
+        return "loss" if self.by_loss else "accuracy %"
+
+
+def read(folder: Path) -> Run:
+    """A folder that `winnow train` or `winnow path` wrote.
+
+    Raises `WinnowError`: it is none, is damaged, or comes from a newer Winnow.
+    """
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] > FORMAT:
+            raise WinnowError(
+                f"{path} has format {record['format']}, newer than this Winnow reads ({FORMAT}); upgrade it"
+            )
+        return (_path if record.get("kind") == "path" else _train)(folder, record)
+    except FileNotFoundError as error:
+        raise WinnowError(f"{folder} is no run folder: it has no run.json") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if isinstance(error, WinnowError):
+            raise
+        raise WinnowError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _train(folder: Path, record: dict[str, Any]) -> Run:
+    by_loss = record.get("by_loss", record["data"]["name"] == "shakespeare")
+    points, layers = [], {}
+    if record["dense"]:
+        points.append(Point(1.0, _score(record["dense"], by_loss), {"nonzero": record["dense"]["nonzero"]}))
+    sparse = record["sparse"]
+    if sparse:
+        points.append(Point(sparse["density"], _score(sparse, by_loss), {"nonzero": sparse["nonzero"]}))
+        layers[f"{sparse['density']:.4g}"] = [(e["name"], e["alive"], e["groups"]) for e in sparse["layers"]]
+    options = record["options"]
+    names = [entry[0] for entries in layers.values() for entry in entries]
+    return Run(
+        folder.name,
+        "train",
+        options["data"],
+        f"{options['how']}, {options['where']}",
+        by_loss,
+        points,
+        record,
+        _history(folder),
+        layers,
+        pictures(folder / "model.safetensors", names),
+    )
+
+
+def _score(side: Mapping[str, Any], by_loss: bool) -> float:
+    return float(side["loss"]) if by_loss else 100 * float(side["accuracy"])
+
+
+def _path(folder: Path, record: dict[str, Any]) -> Run:
+    options, sign = record["options"], -1 if record["by_loss"] else 1
+    keys = ("nonzero", "parameters", "macs", "bytes")
+    points = [Point(p["density"], sign * p["score"], {key: p[key] for key in keys}) for p in record["points"]]
+    layers = {f"{p['density']:.4g}": [tuple(entry) for entry in p.get("layers", [])] for p in record["points"]}
+    last = folder / f"rung-{len(points) - 1}" / "state" / "model.safetensors"
+    names = [entry[0] for entries in layers.values() for entry in entries]
+    method = f"path: {options['how']}, {options['where']}"
+    shown = {name: entries for name, entries in layers.items() if entries}
+    args = (record, _history(folder), shown, pictures(last, names))
+    return Run(folder.name, "path", options["data"], method, record["by_loss"], points, *args)
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    """history.csv, numbers as numbers; [] where there is none."""
+    file = folder / "history.csv"
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as lines:
+        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(lines)]
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def pictures(file: Path, names: Sequence[str]) -> dict[str, list[list[float]]]:
+    """The share of nonzero entries, cell by cell, of every named weight in a safetensors file; {} where it is missing."""
+    if not file.exists():
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, list[list[float]]] = {}
+    try:
+        with safe_open(str(file), framework="pt") as tensors:
+            held = set(tensors.keys())
+            for name in dict.fromkeys(names):
+                if name in held and len(tensors.get_slice(name).get_shape()) >= 2:
+                    found[name] = cells(tensors.get_tensor(name))
+    except (SafetensorError, OSError) as error:
+        raise WinnowError(f"{file} is damaged ({error})") from error
+    return found
+
+
+def cells(weight: Tensor) -> list[list[float]]:
+    """(outputs, …) as at most `GRID` × `GRID` shares of nonzero entries, kernels summed up."""
+    alive = (weight != 0).float().flatten(2).mean(2) if weight.dim() > 2 else (weight != 0).float()
+    size = min(GRID, alive.shape[0]), min(GRID, alive.shape[1])
+    grid = torch.nn.functional.adaptive_avg_pool2d(alive[None], size)[0]
+    return [[round(x, 3) for x in row] for row in grid.tolist()]
