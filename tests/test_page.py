@@ -186,7 +186,7 @@ def test_runs_of_all_ages_are_read(walked, trained):
     assert [len(run.points) for run in (path, train, old)] == [4, 2, 2]
     assert set(train.pictures) == {"fc1.weight", "fc2.weight", "fc3.weight"} == set(path.pictures)
     assert old.pictures == {}  # its weights are not in the record
-    assert list(path.layers) == [f"{p.kept:.4g}" for p in path.points[1:]]
+    assert list(path.layers) == ["0.5", "0.2", "0.1"]
     assert path.history and train.history and all(isinstance(row["step"], float) for row in path.history)
     grid = train.pictures["fc3.weight"]
     assert len(grid) == 10 and len(grid[0]) == 32 and all(0 <= x <= 1 for row in grid for x in row)

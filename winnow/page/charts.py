@@ -9,7 +9,11 @@ from .runs import Run
 
 Chart = dict[str, Any]
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#8C6D31"]
-BELOW = {"orient": "bottom"}
+BELOW = {"orient": "bottom", "columns": 4}
+SIDES = {
+    "color": {"field": "what", "type": "nominal", "scale": {"range": COLOURS}, "title": None, "legend": BELOW},
+    "strokeDash": {"field": "side", "type": "nominal", "title": None, "legend": BELOW},
+}
 ZOOM = {"name": "zoom", "select": "interval", "bind": "scales"}
 
 
@@ -74,9 +78,23 @@ def history(run: Run, fields: Mapping[str, str], title: str, log: bool = False) 
                 "scale": {"type": "log"} if log else {"zero": False},
                 "axis": {"format": ".0e"} if log else {},
             },
-            "color": {"field": "what", "type": "nominal", "scale": {"range": COLOURS}, "title": None, "legend": BELOW},
-            "strokeDash": {"field": "side", "type": "nominal", "title": None, "legend": BELOW},
+            **(_by_rung(run) if run.kind == "path" else SIDES),
         },
+    }
+
+
+def _by_rung(run: Run) -> dict[str, Any]:
+    """Colours for the rungs, in their order."""
+    order = list(dict.fromkeys(row["side"] for row in run.history))
+    return {
+        "color": {
+            "field": "side",
+            "type": "nominal",
+            "sort": order,
+            "scale": {"range": COLOURS},
+            "title": None,
+            "legend": BELOW,
+        }
     }
 
 

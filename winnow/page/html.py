@@ -18,6 +18,7 @@ from .runs import Run
 
 HERE = Path(__file__).parent
 STYLE, SCRIPT = "page.css", "page.js"
+LONG = 30  # letters of a cell that may be broken over lines
 MOST, LEAST = 6000, 40  # lines of history, of all runs and of one
 
 
@@ -87,10 +88,15 @@ def _short(x: Any) -> Any:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table; numbers to the right."""
+    """A table that scrolls sideways by itself where it is too wide."""
     head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(value: Any) -> str:
+    text = str(value)
+    return f"<td{' class=words' * (len(text) > LONG)}>{escape(text)}</td>"
 
 
 def _curves(runs: Sequence[Run]) -> str:

@@ -103,7 +103,7 @@ def _path(folder: Path, record: dict[str, Any]) -> Run:
     options, sign = record["options"], -1 if record["by_loss"] else 1
     keys = ("nonzero", "parameters", "macs", "bytes")
     points = [Point(p["density"], sign * p["score"], {key: p[key] for key in keys}) for p in record["points"]]
-    layers = {f"{p['density']:.4g}": [tuple(entry) for entry in p.get("layers", [])] for p in record["points"]}
+    layers = {f"{p['asked']:g}": [tuple(entry) for entry in p.get("layers", [])] for p in record["points"]}
     last = folder / f"rung-{len(points) - 1}" / "state" / "model.safetensors"
     names = [entry[0] for entries in layers.values() for entry in entries]
     method = f"path: {options['how']}, {options['where']}"
@@ -118,7 +118,8 @@ def _history(folder: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     with file.open(encoding="utf-8", newline="") as lines:
-        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(lines)]
+        rows = csv.DictReader(lines)
+        return [{key: value if key == "side" else _number(value) for key, value in row.items()} for row in rows]
 
 
 def _number(text: str) -> Any:
