@@ -163,8 +163,8 @@ EXPERIMENT = Experiment(
     differs="Not published: LeNet-300-100 on MNIST, SGD with momentum 0.9, cosine, 20 epochs, λ ramped up over 2,000 "
     "steps, one seed. Dropout is the expected form (AdaTikhonov). Weights below 1e-4 count as zero on all three "
     "routes alike. Why the claims fail here: at λ ≤ 0.002 a gate's dose λΣlr/(1−μ), at most 9, is too small to "
-    "finish in 20 epochs; at 0.005, where it is large enough, the gate has the lower objective, but decay and dropout zero what is small at once, are as sparse at a tenth of the λ, "
-    "and shrink the survivors less.",
+    "finish in 20 epochs; at 0.005, where it is large enough, the gate has the lower objective, but decay and dropout "
+    "zero what is small at once, are as sparse at a tenth of the λ, and shrink the survivors less.",
     full=FULL,
     quick=FULL
     | {"data": "digits", "hidden": [64, 32], "lambda": [1e-2], "batch": 32, "epochs": 12, "ramp": 50, "fused": False},
