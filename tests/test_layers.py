@@ -29,12 +29,13 @@ LAYERS = [
     ["ladder"],
     ["", "__init__"],
     ["jobs"],
+    ["compare"],
     ["papers", "page"],
     ["cli"],
 ]
 
 
-PACKAGES = ("penalties", "schedules", "jobs", "papers", "page", "trace", "smaller")
+PACKAGES = ("penalties", "schedules", "jobs", "papers", "page", "compare", "trace", "smaller")
 
 
 def module_of(path):

@@ -8,22 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from winnow.compare.rivals import Threshold
 from winnow.starts import Gap
 
 
-class SoftThreshold(nn.Module):
-    """STR (Kusupati et al. 2020): sign(w)·relu(|w| − σ(s)), one s per layer; weight decay on w and s drives s up."""
+class SoftThreshold(Threshold):
+    """STR (Kusupati et al. 2020); weight decay on w and s drives s up."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.s = nn.Parameter(torch.tensor(-8.0))
         self.progress = 0.0
         self.last = torch.zeros(())
 
     def forward(self, w: Tensor) -> Tensor:
         self.last = w
-        out: Tensor = w.sign() * torch.relu(w.abs() - self.s.sigmoid())
-        return out
+        return super().forward(w)
 
     def cost(self) -> Tensor:
         """½(‖w‖² + s²): what coupled weight decay is the gradient of."""

@@ -1,0 +1,131 @@
+"""METHOD: one way to train a model to a density, in the same loop and the same number of steps as every other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+CUT = 0.6
+"""Share of the steps after which the methods that cut once do so; the rest heals, as `Toward`'s default has it."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is given: the density to reach, the optimizer steps there are, the value of the number it tunes."""
+
+    keep: float
+    steps: int
+    value: float
+    seed: int = 0
+
+
+class Training:
+    """A method at work on one model; the loop calls these. All weights of two or more dimensions are counted and cut."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> None:
+        self.model, self.optimizer, self.setting = model, optimizer, setting
+        self.weights = weights_of(model)
+
+    def extra(self) -> Tensor | float:
+        """Added to the loss."""
+        return 0.0
+
+    def before(self, step: int) -> None:
+        """The gradients are there, the optimizer has not stepped; steps count from 1."""
+
+    def step(self) -> None:
+        """The optimizer's step."""
+        self.optimizer.step()
+
+    def after(self, step: int) -> None:
+        """The optimizer has stepped."""
+
+    def finish(self) -> None:
+        """All steps are taken: leave plain weights with exact zeros."""
+
+
+class Masked(Training):
+    """Weights under masks: what is masked stays zero, whatever the optimizer remembers."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> None:
+        super().__init__(model, optimizer, setting)
+        self.masks: list[Tensor] | None = None
+
+    def hold(self, masks: list[Tensor]) -> None:
+        """From now on these."""
+        self.masks = masks
+        self.apply()
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        if self.masks is not None:
+            for w, mask in zip(self.weights, self.masks, strict=True):
+                w.mul_(mask)
+
+    def after(self, step: int) -> None:
+        self.apply()
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """`values` are what its one number is tuned over: as many for every method, so that the budget is equal."""
+
+    name: str
+    about: str
+    values: Sequence[float]
+
+    @abstractmethod
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> Training:
+        """Take hold of a fresh model."""
+
+    def rate(self, value: float) -> float:
+        """Factor of the task's learning rate."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Made(Method):
+    """A method whose training is a class; where `rates`, the number it tunes is the learning rate's factor."""
+
+    make: Callable[[nn.Module, torch.optim.Optimizer, Setting], Training]
+    rates: bool = False
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> Training:
+        return self.make(model, optimizer, setting)
+
+    def rate(self, value: float) -> float:
+        return value if self.rates else 1.0
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """What `where=Elements()` penalises: every weight of two or more dimensions, tied ones once."""
+    return [theta for theta in dict.fromkeys(model.parameters()) if theta.dim() >= 2]
+
+
+@torch.no_grad()
+def largest(scores: Sequence[Tensor], keep: float) -> list[Tensor]:
+    """Masks of the share `keep` with the largest scores, over all tensors; at least one entry of each."""
+    flat = torch.cat([score.flatten() for score in scores]).float()
+    sizes = [score.numel() for score in scores]
+    start = 0
+    for size in sizes:
+        flat[start + int(flat[start : start + size].argmax())] = torch.inf
+        start += size
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    chosen[flat.topk(max(round(keep * len(flat)), len(sizes))).indices] = True
+    return [part.view_as(score) for part, score in zip(torch.split(chosen, sizes), scores, strict=True)]
+
+
+def cubic(step: int, first: int, last: int, keep: float) -> float:
+    """Zhu and Gupta's (2017) density at a step: from 1 at `first` to `keep` at `last`."""
+    left = min(1.0, max(0.0, (last - step) / max(last - first, 1)))
+    return keep + (1 - keep) * left**3
+
+
+def density(weights: Sequence[Tensor]) -> float:
+    """Share of entries that are not exactly zero."""
+    return sum(int(torch.count_nonzero(w)) for w in weights) / sum(w.numel() for w in weights)

@@ -1,0 +1,47 @@
+"""OURS: Winnow's routes to a target, as a user would attach them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import nn
+
+import winnow
+
+from .base import Method, Setting, Training
+
+PULLS = (0.1, 0.3, 1.0)
+
+
+class Attached(Training):
+    """A run that steers itself; nothing is left to do but to settle it."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting, how: winnow.Route) -> None:
+        super().__init__(model, optimizer, setting)
+        when = winnow.Toward(setting.keep, setting.steps, pull=setting.value)
+        self.run = winnow.attach(model, optimizer, how=how, where=winnow.Elements(), when=when)
+
+    def finish(self) -> None:
+        self.run.settle()
+
+
+@final
+@dataclass(frozen=True)
+class Ours(Method):
+    """A route; what is tuned is how hard `Toward` pulls, in units of the gradients."""
+
+    how: winnow.Route
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> Training:
+        return Attached(model, optimizer, setting, self.how)
+
+
+METHODS: tuple[Method, ...] = (
+    Ours("gating, D = 3", "a gate of depth 3 on every weight", PULLS, winnow.Gating(depth=3)),
+    Ours("gating, D = 2", "a gate of depth 2 on every weight", PULLS, winnow.Gating(depth=2)),
+    Ours("masking", "m ⊙ v from a gap of 1 (PILoT)", PULLS, winnow.Masking(1.0)),
+    Ours("decay, p = 1/2", "p-norm weight decay", PULLS, winnow.Decay(winnow.Lp(0.5))),
+    Ours("decay, LogSum", "the η-trick for LogSum(2)", PULLS, winnow.Decay(winnow.LogSum(2.0))),
+)
