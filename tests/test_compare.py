@@ -1,16 +1,24 @@
 """The methods under one roof: each takes the same steps, reaches the density, and does what its paper says."""
 
+import json
 import math
+import multiprocessing
+import os
+import socket
 
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
-from winnow.compare import METHODS, Setting, density, train
+from winnow.cli import app
+from winnow.compare import METHODS, Setting, density, league, train
 from winnow.compare.base import Made, Training, cubic, largest, weights_of
+from winnow.compare.cell import held_out
 from winnow.compare.rivals import RigL, erdos_renyi
+from winnow.compare.study import Plan, begin, open_study, rows, work
 from winnow.errors import WinnowError
-from winnow.jobs.data import Examples
+from winnow.jobs.data import Examples, Text
 
 pytestmark = pytest.mark.filterwarnings("ignore::winnow.errors.WinnowWarning")
 X = torch.randn(640, 20, generator=torch.Generator().manual_seed(0))
@@ -142,3 +150,156 @@ class Spy(RigL):
         super().after(step)
         self.seen.append([mask.clone() for mask in self.masks])
         assert all(not bool(w[~mask].any()) for w, mask in zip(self.weights, self.masks, strict=True))
+
+
+# ---- the study ---------------------------------------------------------------------------------------------------
+
+PLAN = {"tasks": ["digits"], "methods": ["gradual magnitude", "gating, D = 3"], "keeps": [0.2, 0.1], "seeds": 2, "scale": 0.05}
+CELLS = 2 * (3 + 2 * 2)
+
+
+def fake(cell, scale):
+    """A score by which value 1.0 (or 0.3) is best, and gating always wins."""
+    best = METHODS[cell["method"]].values[1]
+    score = 90.0 + 5 * cell["method"].startswith("gating") - abs(cell["value"] - best) + 0.1 * cell["seed"]
+    return {"score": score, "density": cell["keep"], "value": cell["value"]}
+
+
+@pytest.fixture
+def optuna():
+    return pytest.importorskip("optuna")
+
+
+def test_a_study_runs_tunes_and_ranks(optuna, tmp_path):
+    lines = []
+    begin(str(tmp_path), Plan(**PLAN))
+    work(str(tmp_path), fake, lambda *line: lines.append(line))
+    found = rows(open_study(str(tmp_path)))
+    assert len(found) == CELLS == len(lines) and lines[-1][1:] == (CELLS, CELLS)
+    assert all(row["value"] == METHODS[row["method"]].values[1] for row in found if row["phase"] == "final")
+    entries = league.entries(found)
+    assert [len(e.scores) for e in entries] == [2] * 4
+    order = league.ranked(entries, "digits", 0.1)
+    assert [e.method for e in order] == ["gating, D = 3", "gradual magnitude"]
+    assert order[0].mean == pytest.approx(95.05) and order[0].spread == pytest.approx(0.1 / 2**0.5)
+    assert league.standing(entries, ["gating, D = 3"]) == league.Standing(2, 2, 2)
+    assert league.standing(entries, ["gradual magnitude"]) == league.Standing(2, 0, 0)
+    assert league.standing(entries, ["gating, D = 3"], most=0.05) == league.Standing(0, 0, 0)
+
+
+def test_level_is_within_one_standard_deviation():
+    a, b = league.Entry("t", "a", 0.1, [90.0, 92.0], 0.1, 0), league.Entry("t", "b", 0.1, [89.7, 89.9], 0.1, 0)
+    assert league.level(b, a) and not league.level(league.Entry("t", "c", 0.1, [89.0, 89.2], 0.1, 0), a)
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is_told(optuna, tmp_path):
+    seen = []
+
+    def sometimes(cell, scale):
+        seen.append(cell)
+        if cell["seed"] == 1:
+            raise WinnowError("no luck")
+        if len(seen) == 9:
+            raise KeyboardInterrupt
+        return fake(cell, scale)
+
+    begin(str(tmp_path), Plan(**PLAN))
+    with pytest.raises(KeyboardInterrupt):
+        work(str(tmp_path), sometimes)
+    study = begin(str(tmp_path), Plan(**PLAN))  # this process lives: its job is not taken from it
+    assert sum(t.state.name == "RUNNING" for t in study.trials) == 1
+    running = next(t for t in study.trials if t.state.name == "RUNNING")
+    study._storage.set_trial_user_attr(running._trial_id, "worker", f"{socket.gethostname()} 999999999")
+    study = begin(str(tmp_path), Plan(**PLAN))
+    assert not any(t.state.name == "RUNNING" for t in study.trials)
+    work(str(tmp_path), fake)
+    found = rows(study)
+    assert len(found) == CELLS and not any(row["error"] for row in found)  # what had failed was tried again
+    done = len([t for t in study.trials if t.state.name == "COMPLETE"])
+    work(str(tmp_path), fake)
+    assert len([t for t in study.get_trials() if t.state.name == "COMPLETE"]) == done == CELLS
+
+
+def test_a_failed_job_does_not_stop_the_rest(optuna, tmp_path):
+    def broken(cell, scale):
+        if cell["method"].startswith("gradual"):
+            raise WinnowError("the loss is nan at step 3")
+        return fake(cell, scale)
+
+    begin(str(tmp_path), Plan(**PLAN))
+    work(str(tmp_path), broken)
+    found = rows(open_study(str(tmp_path)))
+    failed = [row for row in found if row["error"]]
+    assert len(found) == CELLS and len(failed) == CELLS // 2
+    assert {row["error"] for row in failed} == {"the loss is nan at step 3", "no value of its number could be trained"}
+    assert [e.failed for e in league.entries(found)] == [2, 2, 0, 0]
+
+
+def _take(folder, out):
+    work(folder, lambda cell, scale: {**fake(cell, scale), "pid": os.getpid()}, lambda *line: out.put(line))
+
+
+def test_two_workers_never_take_the_same_job(optuna, tmp_path):
+    begin(str(tmp_path), Plan(**{**PLAN, "seeds": 6}))
+    fork = multiprocessing.get_context("fork")
+    told = fork.Queue()
+    crew = [fork.Process(target=_take, args=(str(tmp_path), told)) for _ in range(3)]
+    for process in crew:
+        process.start()
+    for process in crew:
+        process.join(120)
+    study = open_study(str(tmp_path))
+    found = rows(study)
+    cells = [json.dumps(t.user_attrs["cell"], sort_keys=True) for t in study.trials if t.state.name == "COMPLETE"]
+    assert len(cells) == len(set(cells)) == len(found) == 2 * (3 + 2 * 6)
+    assert len({row["pid"] for row in found}) > 1
+
+
+BAD = {
+    "task": ({"tasks": ["cifar"]}, "no task 'cifar'"),
+    "method": ({"methods": ["prayer"]}, "no method 'prayer'"),
+    "keep": ({"keeps": [0.0]}, r"in \(0, 1\)"),
+    "dense": ({"keeps": [1.0]}, "dense is a method"),
+    "seeds": ({"seeds": 0}, "at least one seed"),
+    "nothing": ({"keeps": []}, "needs tasks"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_plan(case, tmp_path, optuna):
+    changes, complaint = BAD[case]
+    with pytest.raises(WinnowError, match=complaint):
+        begin(str(tmp_path / "s"), Plan(**{**PLAN, **changes}))
+    assert not (tmp_path / "s").exists()
+
+
+def test_another_comparison_in_the_folder(optuna, tmp_path):
+    begin(str(tmp_path), Plan(**PLAN))
+    with pytest.raises(WinnowError, match="holds another comparison"):
+        begin(str(tmp_path), Plan(**{**PLAN, "seeds": 5}))
+    with pytest.raises(WinnowError, match="holds no comparison"):
+        open_study(str(tmp_path / "nothing"))
+
+
+def test_from_the_command_line_on_real_data(optuna, tmp_path):
+    words = ["compare", "digits", "--methods", "one-shot magnitude; gating, D = 3", "--keep", "0.2", "--seeds", "1"]
+    words += ["--scale", "0.05", "--out", str(tmp_path / "c")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "c" / "run.json").read_text())
+    assert len(record["rows"]) == 8 and all(row["density"] <= 0.201 for row in record["rows"])
+    assert all((0 < row["accuracy"] <= 100 and row["steps"] == record["rows"][0]["steps"]) or row["phase"] == "final"
+               for row in record["rows"])  # fmt: skip
+    assert "Winnow's best: first in" in done.output.replace("\n", " ")
+    assert CliRunner().invoke(app, ["worker", str(tmp_path / "c")]).exit_code == 0
+    assert CliRunner().invoke(app, ["worker", str(tmp_path / "nowhere")]).exit_code == 2
+
+
+def test_tuning_never_sees_the_test_part():
+    held = held_out(DATA)
+    assert len(held.x) + len(held.test_x) == len(DATA.x)
+    rows = {tuple(x.tolist()) for x in DATA.test_x}
+    assert not any(tuple(x.tolist()) in rows for x in (*held.x, *held.test_x))
+    text = Text("t", "drawn", torch.arange(1000) % 7, torch.full((100,), 9), "abcdefghij", 8)
+    held = held_out(text)
+    assert len(held.train) == 900 and len(held.test) == 100 and not bool((held.test == 9).any())

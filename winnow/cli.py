@@ -183,6 +183,47 @@ def _said() -> Iterator[None]:
         raise typer.Exit(BAD_USAGE) from error
 
 
+@app.command("compare")
+def compare_command(
+    tasks: Annotated[str, typer.Argument(help="Tasks, with commas between them.")],
+    methods: Annotated[str | None, typer.Option(help="Separated by ;", show_default="all, where installed")] = None,
+    keep: Annotated[str, typer.Option(help="Densities.")] = "0.5,0.2,0.1,0.05,0.02",
+    seeds: Annotated[int, typer.Option(help="Trainings of every cell.")] = 3,
+    scale: Annotated[float, typer.Option(help="Times every task's epochs, for all methods alike.")] = 1.0,
+    jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 1,
+    out: Annotated[str, typer.Option(help="Folder, or an Optuna storage's URL.")] = "runs/compare",
+) -> None:
+    """Every method with equal steps and an equal tuning budget, resumable; `winnow worker` joins from any machine.
+
+    Exit code: 0 done; 2 bad usage; 130 interrupted.
+    """
+    from .compare import METHODS, command
+    from .compare.study import Plan
+
+    console = Console()
+    try:
+        with _said():
+            names = [name.strip() for name in methods.split(";")] if methods else list(METHODS)
+            plan = Plan(command.listed(tasks), names, command.listed(keep, float), seeds, scale)
+            record = command.compare(
+                plan, out, jobs, lambda line, done, of: console.print(f"[{done}/{of}] {line}", markup=False)
+            )
+    except KeyboardInterrupt:
+        console.print("interrupted: finished jobs are kept; the same command goes on from here", style="yellow")
+        raise typer.Exit(train.INTERRUPTED) from None
+    console.print(command.table(record))
+
+
+@app.command("worker")
+def worker_command(study: Annotated[str, typer.Argument(help="Folder or URL of a comparison.")]) -> None:
+    """Take jobs of a comparison that another process has begun, until none is left."""
+    from .compare import command
+
+    console = Console()
+    with _said():
+        command.worker(study, lambda line, done, of: console.print(f"[{done}/{of}] {line}", markup=False))
+
+
 @app.command("report")
 def report_command(
     folders: Annotated[list[Path], typer.Argument(help="Run folders of `winnow train` and `winnow path`.")],

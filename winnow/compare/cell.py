@@ -1,0 +1,65 @@
+"""CELL: one job of a comparison: a task, a method, a density, a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from winnow.jobs.data import Data, Text
+from winnow.jobs.tasks import TASKS
+from winnow.jobs.train import evaluate
+
+from . import METHODS, Setting, train
+
+Row = dict[str, Any]
+HELD = 10  # one in so many of the training part is held out for tuning
+
+
+def run(cell: Row, scale: float) -> Row:
+    """Train and judge; `score` is higher where better: accuracy in %, or minus the loss."""
+    task = TASKS[cell["task"]]
+    data = loaded(cell["task"])
+    data = held_out(data) if cell["phase"] == "tune" else data
+    steps = max(1, round(scale * task.epochs * data.steps(task.batch)))
+    torch.set_flush_denormal(True)
+    torch.manual_seed(cell["seed"])
+    model = task.model(data, task.width)
+
+    def optimizer(model: nn.Module, factor: float) -> torch.optim.Optimizer:
+        rate = factor * task.lr[task.optimizer]
+        if task.optimizer == "sgd":
+            return torch.optim.SGD(model.parameters(), rate, momentum=0.9)
+        return torch.optim.AdamW(model.parameters(), rate, weight_decay=0.0)
+
+    setting = Setting(cell["keep"], steps, cell["value"], cell["seed"])
+    found = train(METHODS[cell["method"]], model, data, setting, task.batch, optimizer)
+    loss, accuracy = evaluate(model, data)
+    judged = {"loss": loss, "accuracy": 100 * accuracy, "score": -loss if task.by_loss else 100 * accuracy}
+    return {**found, **judged, "value": cell["value"], "dead_units": dead_units(model)}
+
+
+@functools.lru_cache(maxsize=1)
+def loaded(task: str) -> Data:
+    """The task's data, once per process."""
+    return TASKS[task].load(lambda line: None)
+
+
+def held_out(data: Any) -> Any:
+    """The same data with a part of its training part in the place of its test part, which is not looked at."""
+    if isinstance(data, Text):
+        cut = len(data.train) - len(data.train) // HELD
+        return dataclasses.replace(data, train=data.train[:cut], test=data.train[cut:])
+    order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(0))
+    held, rest = order[: len(order) // HELD], order[len(order) // HELD :]
+    return dataclasses.replace(data, x=data.x[rest], y=data.y[rest], test_x=data.x[held], test_y=data.y[held])
+
+
+@torch.no_grad()
+def dead_units(model: nn.Module) -> int:
+    """Outputs of linear and convolution layers of which no weight is left."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    return sum(int((~(layer.weight != 0).flatten(1).any(1)).sum()) for layer in layers)

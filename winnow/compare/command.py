@@ -1,0 +1,131 @@
+"""COMMAND: `winnow compare`, `winnow worker`: processes that take jobs, and the league table."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from winnow.errors import WinnowError
+from winnow.jobs.report import write_json
+
+from . import METHODS, league, ours
+from .study import Plan, Row, begin, open_study, rows, work
+
+News = Callable[[str, int, int], None]
+
+
+def compare(plan: Plan, where: str, jobs: int, news: News) -> Row:
+    """Run what is left of a comparison with so many processes; its record.
+
+    Raises `WinnowError` for a bad plan; `KeyboardInterrupt` leaves finished jobs finished, and the same call goes on.
+    """
+    if jobs < 1:
+        raise WinnowError(f"--jobs must be at least 1, got {jobs}")
+    begin(where, plan)
+    if jobs == 1:
+        worker(where, news)
+    else:
+        _several(where, jobs, news)
+    record = record_of(where)
+    if "://" not in where:
+        write_json(Path(where) / "run.json", record)
+    return record
+
+
+def worker(where: str, news: News = lambda *_: None) -> None:
+    """Take jobs of a study until none is left."""
+    from .cell import run
+
+    work(where, run, news)
+
+
+def record_of(where: str) -> Row:
+    """Everything a study holds, as run.json has it."""
+    study = open_study(where)
+    plan, found = study.user_attrs["plan"], rows(study)
+    listed = {name: METHODS[name].about for name in plan["methods"]}
+    words = f"winnow compare {','.join(plan['tasks'])} --methods '{'; '.join(plan['methods'])}'"
+    keeps = ",".join(f"{keep:g}" for keep in plan["keeps"])
+    return {
+        "format": 1,
+        "kind": "compare",
+        "command": f"{words} --keep {keeps} --seeds {plan['seeds']} --scale {plan['scale']:g}",
+        "plan": plan,
+        "methods": listed,
+        "environment": study.user_attrs["environment"],
+        "rows": found,
+    }
+
+
+def _several(where: str, jobs: int, news: News) -> None:
+    """Processes of their own, the threads shared among them; Ctrl-C reaches all."""
+    spawn = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    told: Any = spawn.SimpleQueue()
+    crew = [spawn.Process(target=_crew, args=(where, threads, told), daemon=True) for _ in range(jobs)]
+    try:
+        for process in crew:
+            process.start()
+        left = jobs
+        while left:
+            line = told.get()
+            if line is None:
+                left -= 1
+            else:
+                news(*line)
+    finally:
+        for process in crew:
+            process.terminate()
+            process.join()
+        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+
+
+def _crew(where: str, threads: int, told: Any) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        worker(where, lambda *line: told.put(line))
+    finally:
+        told.put(None)
+
+
+def table(record: Row, most: int = 3) -> Any:
+    """The best of every cell, as a `rich.table.Table`, from the record alone."""
+    from rich.table import Table
+
+    found = league.entries(record["rows"])
+    shown = Table(title="the best of every density: mean ± spread over seeds (density obtained)")
+    for column in ("task", "keep", *(f"{place + 1}." for place in range(most))):
+        shown.add_column(column)
+    for task in record["plan"]["tasks"]:
+        for keep in record["plan"]["keeps"]:
+            order = league.ranked(found, task, keep)[:most]
+            shown.add_row(
+                task, f"{keep:g}", *(f"{e.method}\n{e.mean:.2f} ± {e.spread:.2f} ({e.density:.4g})" for e in order)
+            )
+    names = [method.name for method in ours.METHODS]
+    whole, tail = league.standing(found, names), league.standing(found, names, most=0.05)
+    shown.caption = (
+        f"Winnow's best: first in {whole.first} of {whole.cells}, within one standard deviation of first in {whole.level}; "
+        f"at 5 % and less first in {tail.first} of {tail.cells}"
+    )
+    failed = [row for row in record["rows"] if row["error"]]
+    if failed:
+        shown.caption += "\nfailed: " + "; ".join(
+            f"{r['task']} {r['method']} {r['keep']:g}: {r['error']}" for r in failed[:5]
+        )
+    return shown
+
+
+def listed(words: str, kind: Callable[[str], Any] = str) -> Sequence[Any]:
+    """What stands between commas."""
+    try:
+        return [kind(word.strip()) for word in words.split(",") if word.strip()]
+    except ValueError as error:
+        raise WinnowError(f"numbers with commas between them, got {words!r}") from error

@@ -1,0 +1,212 @@
+"""STUDY: the grid of a comparison as independent jobs in an Optuna study; any number of workers, on any machines, take them.
+
+Every (task, method) is tuned first: the values of its one number at one density, seed 0, judged on a tenth of the training
+part that is not trained on.  Then every (density, seed) is trained on the whole with the best value, and judged on the test
+part.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from winnow.errors import WinnowError
+from winnow.jobs.report import environment
+from winnow.jobs.tasks import TASKS
+
+from . import METHODS
+
+FORMAT = 1
+NAME = "winnow compare"
+JOURNAL = "journal.log"
+Row = dict[str, Any]
+News = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared. `scale` multiplies every task's epochs, for all methods alike."""
+
+    tasks: Sequence[str]
+    methods: Sequence[str]
+    keeps: Sequence[float]
+    seeds: int = 3
+    scale: float = 1.0
+
+    def check(self) -> Plan:
+        """Itself; raises `WinnowError` for names that do not exist and numbers that make no sense."""
+        for word, names, known in (("task", self.tasks, TASKS), ("method", self.methods, METHODS)):
+            for name in names:
+                if name not in known:
+                    raise WinnowError(f"no {word} {name!r}: choose from {', '.join(known)}")
+        if not (self.tasks and self.methods and self.keeps) or self.seeds < 1 or not self.scale > 0:
+            raise WinnowError("a comparison needs tasks, methods, densities, at least one seed, and a scale above 0")
+        if not all(0 < keep < 1 for keep in self.keeps):
+            raise WinnowError(f"densities must lie in (0, 1), got {list(self.keeps)}; dense is a method")
+        return self
+
+    def cells(self) -> Iterator[Row]:
+        """All jobs, a (task, method)'s tuning before its trainings."""
+        middle = sorted(self.keeps)[len(self.keeps) // 2]
+        for task in self.tasks:
+            for name in self.methods:
+                for value in METHODS[name].values:
+                    yield {"phase": "tune", "task": task, "method": name, "keep": middle, "seed": 0, "value": value}
+                for keep in self.keeps if name != "dense" else (1.0,):
+                    for seed in range(self.seeds):
+                        yield {
+                            "phase": "final",
+                            "task": task,
+                            "method": name,
+                            "keep": keep,
+                            "seed": seed,
+                            "value": None,
+                        }
+
+
+def storage_of(where: str) -> Any:
+    """A folder's journal, or an Optuna storage by its URL, as postgresql://…."""
+    try:
+        import optuna
+        from optuna.storages import JournalStorage, RDBStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as missing:
+        raise WinnowError('comparisons need their extra: pip install "torch-winnow[compare]"') from missing
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if "://" in where:
+        return RDBStorage(where)
+    Path(where).mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(str(Path(where) / JOURNAL)))
+
+
+def begin(where: str, plan: Plan) -> Any:
+    """The study with all its jobs, made, or found as it was left; jobs of workers that died are queued again.
+
+    Raises `WinnowError` where another comparison lies there.
+    """
+    import optuna
+
+    plan.check()
+    storage = storage_of(where)
+    study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
+    asked = {"format": FORMAT, **asdict(plan), "tasks": list(plan.tasks), "methods": list(plan.methods)}
+    asked["keeps"] = list(plan.keeps)
+    stored = study.user_attrs.get("plan")
+    if stored is None:
+        study.set_user_attr("plan", asked)
+        study.set_user_attr("environment", environment())
+    elif stored != asked:
+        raise WinnowError(f"{where} holds another comparison ({stored}): choose another --out, or remove it")
+    known = [_key(trial.user_attrs["cell"]) for trial in _trials(study, "COMPLETE", "WAITING", "RUNNING")]
+    for trial in _trials(study, "RUNNING"):
+        if _dead(trial.user_attrs.get("worker", "")):
+            storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+            known.remove(_key(trial.user_attrs["cell"]))
+    for cell in plan.cells():
+        if _key(cell) not in known:
+            study.enqueue_trial({}, user_attrs={"cell": cell})
+    return study
+
+
+def open_study(where: str) -> Any:
+    """A study that `begin` has made; raises `WinnowError` where there is none."""
+    import optuna
+
+    if "://" not in where and not (Path(where) / JOURNAL).exists():
+        raise WinnowError(f"{where} holds no comparison: begin one with `winnow compare`")
+    try:
+        study = optuna.load_study(storage=storage_of(where), study_name=NAME)
+        made = study.user_attrs["plan"]["format"]
+    except KeyError as error:
+        raise WinnowError(f"{where} holds no comparison: begin one with `winnow compare`") from error
+    if made > FORMAT:
+        raise WinnowError(f"{where} has format {made}, newer than this Winnow reads ({FORMAT}); upgrade it")
+    return study
+
+
+def work(where: str, run: Callable[[Row, float], Row], news: News = lambda *_: None) -> None:
+    """Take jobs until none is left. A job that fails is told as failed, with its error, and the rest goes on."""
+    import optuna
+
+    study = open_study(where)
+    scale = study.user_attrs["plan"]["scale"]
+    while _trials(study, "WAITING"):
+        trial = study.ask()
+        cell = trial.user_attrs.get("cell")
+        if cell is None:  # another worker took the last one between our looking and our asking
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            continue
+        trial.set_user_attr("worker", f"{socket.gethostname()} {os.getpid()}")
+        try:
+            value = cell["value"] if cell["phase"] == "tune" else _tuned(study, cell)
+            found = run({**cell, "value": value}, scale)
+        except WinnowError as error:
+            trial.set_user_attr("error", str(error))
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            said = f"failed: {error}"
+        else:
+            trial.set_user_attr("result", found)
+            study.tell(trial, found["score"])
+            said = f"{found['score']:.4f}"
+        done, all_of_them = len(_trials(study, "COMPLETE", "FAIL")), len(_trials(study))
+        news(
+            f"{cell['task']} · {cell['method']} · {cell['keep']:g} · seed {cell['seed']} ({cell['phase']}): {said}",
+            done,
+            all_of_them,
+        )
+
+
+def rows(study: Any) -> list[Row]:
+    """Every job that was judged or failed: its cell, its result or its error."""
+    out: dict[tuple[Any, ...], Row] = {}
+    for trial in _trials(study, "COMPLETE", "FAIL"):
+        if "result" in trial.user_attrs or "error" in trial.user_attrs:
+            cell, error = trial.user_attrs["cell"], trial.user_attrs.get("error")
+            out[_key(cell)] = {**cell, **trial.user_attrs.get("result", {}), "error": error}  # the last try counts
+    return list(out.values())
+
+
+def _tuned(study: Any, cell: Row) -> float:
+    """The best value for the cell's method on its task; waits for tunings that other workers have under way."""
+    while True:
+        same = [t for t in _trials(study) if all(t.user_attrs["cell"][k] == cell[k] for k in ("task", "method"))]
+        tuning = [t for t in same if t.user_attrs["cell"]["phase"] == "tune"]
+        if not any(t.state.name in ("WAITING", "RUNNING") for t in tuning):
+            break
+        time.sleep(1.0)
+    judged = [t for t in tuning if t.state.name == "COMPLETE"]
+    if not judged:
+        raise WinnowError("no value of its number could be trained")
+    best = max(judged, key=lambda t: float(t.value))
+    return float(best.user_attrs["cell"]["value"])
+
+
+def _trials(study: Any, *states: str) -> list[Any]:
+    return [
+        t for t in study.get_trials(deepcopy=False) if "cell" in t.user_attrs and (not states or t.state.name in states)
+    ]
+
+
+def _key(cell: Row) -> tuple[Any, ...]:
+    return tuple(cell[key] for key in ("phase", "task", "method", "keep", "seed", "value"))
+
+
+def _dead(worker: str) -> bool:
+    """Whether the worker was a process of this machine and is no more, or did not even say its name."""
+    if not worker:
+        return True
+    host, _, pid = worker.partition(" ")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
