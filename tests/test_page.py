@@ -62,7 +62,7 @@ def browser(tmp_path_factory):
 
 
 def opened(browser, folders, out):
-    page.write([page.read(folder) for folder in folders], out)
+    page.write([run for folder in folders for run in page.read(folder)], out)
     browser.get_log("browser")
     browser.get(f"file://{out}")
     browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
@@ -95,7 +95,7 @@ def test_every_chart_is_drawn_and_the_console_is_silent(browser, walked, trained
 
 def test_nothing_is_fetched(walked, tmp_path):
     """No address that a browser would load by itself: the file is all there is."""
-    text = page.write([page.read(walked)], tmp_path / "r.html").read_text(encoding="utf-8")
+    text = page.write(page.read(walked), tmp_path / "r.html").read_text(encoding="utf-8")
     outside = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!#)", outside)
     assert "@import" not in outside and "url(" not in outside
@@ -143,6 +143,30 @@ def test_everything_can_be_reached_by_keyboard(browser, walked, trained, tmp_pat
     assert browser.execute_script(unnamed) == 0
 
 
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    pytest.importorskip("optuna")
+    folder = tmp_path_factory.mktemp("compare") / "c"
+    words = ["compare", "digits", "--methods", "one-shot magnitude; gating, D = 3", "--keep", "0.5,0.2", "--seeds", "2"]
+    assert CliRunner().invoke(app, [*words, "--scale", "0.05", "--out", str(folder)]).exit_code == 0
+    return folder
+
+
+def test_a_comparison_is_shown_with_its_league_and_its_failures(browser, compared, tmp_path):
+    shutil.copytree(compared, tmp_path / "c")
+    record = json.loads((tmp_path / "c" / "run.json").read_text())
+    record["rows"][-1] |= {"error": "the loss is nan <b>"}
+    (tmp_path / "c" / "run.json").write_text(json.dumps(record))
+    runs_read = page.read(tmp_path / "c")
+    assert [run.method for run in runs_read] == ["one-shot magnitude", "gating, D = 3"]
+    assert [len(run.points) for run in runs_read] == [4, 3]
+    assert set(runs_read[0].layers) == {"0.5", "0.2"}
+    opened(browser, [tmp_path / "c"], tmp_path / "r.html")
+    assert browser.execute_script("return window.failed") == [] == browser.get_log("browser")
+    text = browser.find_element("css selector", "main").text
+    assert "League table" in text and "the loss is nan <b>" in text and "gating, D = 3: " in text
+
+
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 2'>{{}} & \"quoted\""
 
 
@@ -169,7 +193,7 @@ def test_many_runs_stay_small_and_quick(browser, tmp_path):
         folder = tmp_path / f"run-{k}"
         shutil.copytree(MNIST[k % 3], folder)
         folders.append(folder)
-    out = page.write([page.read(folder) for folder in folders], tmp_path / "r.html")
+    out = page.write([run for folder in folders for run in page.read(folder)], tmp_path / "r.html")
     assert out.stat().st_size < 3_000_000
     start = time.monotonic()
     browser.get(f"file://{out}")
@@ -181,7 +205,7 @@ def test_many_runs_stay_small_and_quick(browser, tmp_path):
 
 
 def test_runs_of_all_ages_are_read(walked, trained):
-    path, train, old = (page.read(folder) for folder in (walked, trained, CIFAR))
+    path, train, old = (page.read(folder)[0] for folder in (walked, trained, CIFAR))
     assert [run.kind for run in (path, train, old)] == ["path", "train", "train"]
     assert [len(run.points) for run in (path, train, old)] == [4, 2, 2]
     assert set(train.pictures) == {"fc1.weight", "fc2.weight", "fc3.weight"} == set(path.pictures)

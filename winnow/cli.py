@@ -226,14 +226,14 @@ def worker_command(study: Annotated[str, typer.Argument(help="Folder or URL of a
 
 @app.command("report")
 def report_command(
-    folders: Annotated[list[Path], typer.Argument(help="Run folders of `winnow train` and `winnow path`.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of `winnow train`, `path` and `compare`.")],
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
 ) -> None:
     """One HTML file about some runs: curves, layers, training, weights, speed. It needs no network."""
     from . import page
 
     with _said():
-        page.write([page.read(folder) for folder in folders], out)
+        page.write([run for folder in folders for run in page.read(folder)], out)
     typer.echo(f"report: {out}")
 
 

@@ -62,7 +62,8 @@ def train(
     slack = len(at_work.weights) / sum(w.numel() for w in at_work.weights)
     if method.name != "dense" and found > setting.keep + slack + 1e-9:
         raise WinnowError(f"{method.name} left {found:.4f} of the weights where {setting.keep:g} were asked for")
-    layers = [density([w]) for w in at_work.weights]
+    names = {id(theta): name for name, theta in model.named_parameters()}
+    layers = {names[id(w)]: density([w]) for w in at_work.weights}
     return {
         "keep": setting.keep,
         "density": found,

@@ -142,6 +142,12 @@ def work(where: str, run: Callable[[Row, float], Row], news: News = lambda *_: N
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             continue
         trial.set_user_attr("worker", f"{socket.gethostname()} {os.getpid()}")
+        if cell["phase"] == "final" and _tuning(
+            study, cell, "WAITING"
+        ):  # its tuning was interrupted and queued again: later
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            study.enqueue_trial({}, user_attrs={"cell": cell})
+            continue
         try:
             value = cell["value"] if cell["phase"] == "tune" else _tuned(study, cell)
             found = run({**cell, "value": value}, scale)
@@ -172,18 +178,20 @@ def rows(study: Any) -> list[Row]:
 
 
 def _tuned(study: Any, cell: Row) -> float:
-    """The best value for the cell's method on its task; waits for tunings that other workers have under way."""
-    while True:
-        same = [t for t in _trials(study) if all(t.user_attrs["cell"][k] == cell[k] for k in ("task", "method"))]
-        tuning = [t for t in same if t.user_attrs["cell"]["phase"] == "tune"]
-        if not any(t.state.name in ("WAITING", "RUNNING") for t in tuning):
-            break
+    """The best value for the cell's method on its task; waits for tunings that living workers have under way."""
+    while any(not _dead(t.user_attrs.get("worker", "")) for t in _tuning(study, cell, "RUNNING")):
         time.sleep(1.0)
-    judged = [t for t in tuning if t.state.name == "COMPLETE"]
+    judged = _tuning(study, cell, "COMPLETE")
     if not judged:
         raise WinnowError("no value of its number could be trained")
     best = max(judged, key=lambda t: float(t.value))
     return float(best.user_attrs["cell"]["value"])
+
+
+def _tuning(study: Any, cell: Row, state: str) -> list[Any]:
+    """The tunings of the cell's method on its task that are in a state."""
+    wanted = {"phase": "tune", "task": cell["task"], "method": cell["method"]}
+    return [t for t in _trials(study, state) if all(t.user_attrs["cell"][k] == v for k, v in wanted.items())]
 
 
 def _trials(study: Any, *states: str) -> list[Any]:

@@ -8,7 +8,8 @@ from typing import Any
 from .runs import Run
 
 Chart = dict[str, Any]
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#8C6D31"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#8C6D31", "#7f7f7f", "#B15928"]
+COLOURS += ["#17becf", "#a6761d", "#e7298a"]
 BELOW = {"orient": "bottom", "columns": 4}
 SIDES = {
     "color": {"field": "what", "type": "nominal", "scale": {"range": COLOURS}, "title": None, "legend": BELOW},
@@ -53,7 +54,7 @@ def tradeoff(runs: Sequence[Run]) -> Chart:
         "encoding": {"x": x, "y": score, "color": colour, "tooltip": tips},
         "params": [ZOOM],
     }
-    several = len({run.method for run in runs}) < len(runs)
+    several = len({run.method for run in runs}) < len(runs) or any(run.kind == "compare" for run in runs)
     return {"data": {"values": rows}, "layer": [*([band] if several else []), line, dots]}
 
 
@@ -98,7 +99,7 @@ def _by_rung(run: Run) -> dict[str, Any]:
     }
 
 
-def layers(kept: Mapping[str, Sequence[tuple[str, int, int]]]) -> Chart:
+def layers(kept: Mapping[str, Sequence[tuple[str, float, float]]]) -> Chart:
     """What lives of every weight, a row each; a column per point."""
     rows = [
         {"weight": name, "density": point, "kept %": 100 * alive / groups, "alive": alive, "of": groups}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import winnow
+from winnow.compare import league
 from winnow.errors import WinnowError
 
 from . import charts
@@ -29,7 +30,8 @@ def write(runs: Sequence[Run], out: Path) -> Path:
     """
     if not runs:
         raise WinnowError("a report needs at least one run folder")
-    pieces = [_curves(runs), *(_run(run, number, len(runs)) for number, run in enumerate(runs))]
+    pieces = [_curves(runs), _comparisons(runs)]
+    pieces += [_run(run, number, len(runs)) for number, run in enumerate(runs)]
     names = ", ".join(dict.fromkeys(run.task for run in runs))
     text = PAGE.format(
         title=escape(f"Winnow: {names}"),
@@ -111,8 +113,33 @@ def _curves(runs: Sequence[Run]) -> str:
     return f'<section id="curves"><h2>What it costs to be smaller</h2>{"".join(parts)}</section>'
 
 
+def _comparisons(runs: Sequence[Run]) -> str:
+    """League tables, what failed, and how each comparison was made."""
+    parts = []
+    for record in {id(run.record): run.record for run in runs if run.kind == "compare"}.values():
+        found = league.entries(record["rows"])
+        rows = [
+            [
+                task,
+                f"{keep:g}",
+                *(f"{e.method}: {e.mean:.2f} ± {e.spread:.2f}" for e in league.ranked(found, task, keep)[:4]),
+            ]
+            for task in record["plan"]["tasks"]
+            for keep in record["plan"]["keeps"]
+        ]
+        parts.append("<h3>League table</h3>" + table(["task", "keep", "1.", "2.", "3.", "4."], rows))
+        failed = [
+            [r["task"], r["method"], f"{r['keep']:g}", r["seed"], r["error"]] for r in record["rows"] if r["error"]
+        ]
+        if failed:
+            parts.append("<h3>Failed</h3>" + table(["task", "method", "keep", "seed", "error"], failed))
+        parts.append(_made(record))
+    return f"<section><h2>Who is first where</h2>{''.join(parts)}</section>" if parts else ""
+
+
 def _run(run: Run, number: int, of: int) -> str:
-    parts = [_points(run), _layers(run), _training(run, of), _pictures(run), _speed(run), _made(run)]
+    parts = [_points(run), _layers(run), _training(run, of), _pictures(run), _speed(run)]
+    parts += [] if run.kind == "compare" else [_made(run.record)]
     opened = " open" if of == 1 else ""
     title = f"{run.task} · {run.method} · {run.name}"
     return (
@@ -123,11 +150,12 @@ def _run(run: Run, number: int, of: int) -> str:
 
 def _points(run: Run) -> str:
     keys = list(dict.fromkeys(key for p in run.points for key in p.more))
-    rows = [
-        [f"{p.kept:.4g}", f"{p.score:.4f}", *(f"{p.more[key]:,}" if key in p.more else "" for key in keys)]
-        for p in run.points
-    ]
+    rows = [[f"{p.kept:.4g}", f"{p.score:.4f}", *(_number(p.more.get(key)) for key in keys)] for p in run.points]
     return table(["kept", run.measure, *keys], rows)
+
+
+def _number(x: Any) -> str:
+    return "" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:.4g}"
 
 
 def _layers(run: Run) -> str:
@@ -202,10 +230,10 @@ def _ms(timing: Mapping[str, Any]) -> str:
     return f"{1e3 * timing['p50']:.3f} ({1e3 * timing['p95']:.3f})"
 
 
-def _made(run: Run) -> str:
-    record = run.record
+def _made(record: Mapping[str, Any]) -> str:
     environment = record["environment"]
-    rows = [("command", record["command"]), ("seed", record["seed"]), ("data", _list(record["data"]))]
+    rows = [("command", record["command"])]
+    rows += [("seed", record["seed"]), ("data", _list(record["data"]))] if "data" in record else []
     rows += [("versions", _list(environment["versions"])), ("commit", environment.get("commit") or "not in a checkout")]
     rows += [
         ("hardware", f"{environment['processor']}, {environment['cores']} cores, {environment['threads']} threads")

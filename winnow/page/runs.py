@@ -39,8 +39,8 @@ class Run:
     points: Sequence[Point]
     record: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
-    layers: Mapping[str, Sequence[tuple[str, int, int]]]
-    """Per point's name, every penalised weight: its name, groups alive, groups."""
+    layers: Mapping[str, Sequence[tuple[str, float, float]]]
+    """Per point's name, every penalised weight: its name, groups alive, groups (or its density, and 1)."""
     pictures: Mapping[str, Sequence[Sequence[float]]]
     """Per weight, the share of nonzero entries in every cell of a grid."""
 
@@ -49,8 +49,8 @@ class Run:
         return "loss" if self.by_loss else "accuracy %"
 
 
-def read(folder: Path) -> Run:
-    """A folder that `winnow train` or `winnow path` wrote.
+def read(folder: Path) -> list[Run]:
+    """A folder that `winnow train`, `winnow path` or `winnow compare` wrote; the last holds a run per task and method.
 
     Raises `WinnowError`: it is none, is damaged, or comes from a newer Winnow.
     """
@@ -61,7 +61,9 @@ def read(folder: Path) -> Run:
             raise WinnowError(
                 f"{path} has format {record['format']}, newer than this Winnow reads ({FORMAT}); upgrade it"
             )
-        return (_path if record.get("kind") == "path" else _train)(folder, record)
+        if record.get("kind") == "compare":
+            return _comparison(folder, record)
+        return [(_path if record.get("kind") == "path" else _train)(folder, record)]
     except FileNotFoundError as error:
         raise WinnowError(f"{folder} is no run folder: it has no run.json") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -110,6 +112,22 @@ def _path(folder: Path, record: dict[str, Any]) -> Run:
     shown = {name: entries for name, entries in layers.items() if entries}
     args = (record, _history(folder), shown, pictures(last, names))
     return Run(folder.name, "path", options["data"], method, record["by_loss"], points, *args)
+
+
+def _comparison(folder: Path, record: dict[str, Any]) -> list[Run]:
+    """Seeds are points of one run; x is the density asked for, so that they meet."""
+    runs = []
+    good = [row for row in record["rows"] if row["phase"] == "final" and row["error"] is None]
+    for task, method in dict.fromkeys((row["task"], row["method"]) for row in good):
+        rows = [row for row in good if (row["task"], row["method"]) == (task, method)]
+        by_loss = rows[0]["score"] < 0
+        keys = ("density", "seed", "value", "dead_units")
+        points = [
+            Point(r["keep"], -r["score"] if by_loss else r["score"], {key: r.get(key) for key in keys}) for r in rows
+        ]
+        kept = {f"{row['keep']:g}": [(name, share, 1.0) for name, share in row["layers"].items()] for row in rows}
+        runs.append(Run(folder.name, "compare", task, method, by_loss, points, record, [], kept, {}))
+    return runs
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
