@@ -153,18 +153,9 @@ def path(
     return Path(folder, tuple(points), template)
 
 
-def pick(
-    found: Path,
-    *,
-    max_drop: float | None = None,
-    max_latency: float | None = None,
-    max_params: int | None = None,
-    max_macs: int | None = None,
-    batch: int | None = None,
-) -> nn.Module:
-    """The model to ship: see `choose`, whose point it loads."""
-    limits = {"max_latency": max_latency, "max_params": max_params, "max_macs": max_macs}
-    return found.load(choose(found, max_drop=max_drop, batch=batch, **limits))  # type: ignore[arg-type]
+def pick(found: Path, **limits: Any) -> nn.Module:
+    """The model to ship: that of `choose(found, …)`, whose limits it takes."""
+    return found.load(choose(found, **limits))
 
 
 def choose(
