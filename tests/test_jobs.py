@@ -453,6 +453,8 @@ def test_a_path_from_the_command_line(tmp_path: Path) -> None:
     before = (tmp_path / "p" / "path.json").read_bytes()
     assert winnow(*words).exit_code == 0  # nothing is left to do
     assert (tmp_path / "p" / "path.json").read_bytes() == before
+    other = winnow(*words, "--lr", 0.01)  # not the path that lies there
+    assert other.exit_code == 2 and "holds another path (tag" in other.stderr
 
 
 def test_an_interrupted_path_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

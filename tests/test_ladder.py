@@ -180,6 +180,10 @@ def test_folders_that_hold_something_else(tmp_path):
         climb(tmp_path / "p")
     with pytest.raises(FileError, match=r"holds another path \(how"):
         climb(tmp_path / "p", densities=(1.0, 0.5), how=Masking(1.0))
+    with pytest.raises(FileError, match=r"holds another path \(where"):
+        climb(tmp_path / "p", densities=(1.0, 0.5), where={"0.weight": winnow.Rows()})
+    with pytest.raises(FileError, match=r"holds another path \(tag"):
+        climb(tmp_path / "p", densities=(1.0, 0.5), tag="lr 0.3")
     record = tmp_path / "p" / "path.json"
     newer = json.loads(record.read_text()) | {"format": 99}
     record.write_text(json.dumps(newer))

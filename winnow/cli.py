@@ -186,7 +186,7 @@ def _said() -> Iterator[None]:
 @app.command("compare")
 def compare_command(
     tasks: Annotated[str, typer.Argument(help="Tasks, with commas between them.")],
-    methods: Annotated[str | None, typer.Option(help="Separated by ;", show_default="all, where installed")] = None,
+    methods: Annotated[str | None, typer.Option(help="Separated by ;", show_default="all")] = None,
     keep: Annotated[str, typer.Option(help="Densities.")] = "0.5,0.2,0.1,0.05,0.02",
     seeds: Annotated[int, typer.Option(help="Trainings of every cell.")] = 3,
     scale: Annotated[float, typer.Option(help="Times every task's epochs, for all methods alike.")] = 1.0,

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from winnow.errors import FileError, ScheduleError
 from winnow.files import WEIGHTS, load, save
+from winnow.groups import Grouping
 from winnow.measure import measure
 from winnow.routes import Route
 from winnow.run import attach
@@ -32,10 +33,10 @@ DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 COST, GROW, HEAL = 2.5, 1.3, 0.7
 """Dense trainings that all rungs cost together; steps of a rung over those of the one before; a rung's last part, which heals.
 
-Found on LeNet-300-100/MNIST, where rungs of equal length, or that heal for half of theirs, lose 0.2 to 0.5 points in the tail.
+Chosen by trials on LeNet-300-100/MNIST: longer rungs in the tail and more healing were better there.
 """
 FORMAT = 1
-RECORD, SMALL, STATE = "path.json", "small", "state"
+RECORD, SMALL, STATE, DICE = "path.json", "small", "state", "dice.safetensors"
 Fit = Callable[[nn.Module, Optimizer, int], None]
 """A training loop: exactly so many optimizer steps, learning-rate schedule included."""
 News = Callable[[str, float, int, int], None]
@@ -103,6 +104,7 @@ def path(
     out: str | os.PathLike[str],
     densities: Sequence[float] = DENSITIES,
     cost: float = COST,
+    tag: str = "",
     batches: Sequence[int] = (1, 64),
     news: News = lambda *_: None,
 ) -> Path:
@@ -122,6 +124,7 @@ def path(
         steps: of the dense training.
         out: a folder; what is finished there is not done again, and random numbers go on as if never interrupted.
         densities: falling, beginning with 1.
+        tag: whatever else makes this path what it is, as a learning rate: a folder begun under another is refused.
 
     Raises `ScheduleError` for bad numbers or a `fit` that takes another number of steps; `FileError` for a folder that
     holds something else.
@@ -135,6 +138,8 @@ def path(
         "steps": steps,
         "cost": cost,
         "how": repr(how),
+        "where": _said(where),
+        "tag": tag,
         "model": type(model).__name__,
     }
     points = _begun(folder, asked)
@@ -192,6 +197,13 @@ def _sizes(point: Point, dense: Point, batch: int | None) -> dict[str, float]:
     return {**sizes, "max_drop": dense.score - point.score}
 
 
+def _said(where: Where) -> str:
+    """A grouping in words; of one that holds an example its name, as that may be large."""
+    if isinstance(where, Mapping):
+        return ", ".join(f"{name}: {rule!r}" for name, rule in where.items())
+    return repr(where) if isinstance(where, Grouping) else type(where).__name__
+
+
 def _lengths(rungs: int, steps: int, cost: float) -> list[int]:
     """Optimizer steps of every rung, the first dense."""
     weights = [GROW**k for k in range(rungs - 1)]
@@ -245,6 +257,8 @@ def _finish(
     numbers: tuple[float, float, int],
     layers: Sequence[tuple[str, int, int]],
 ) -> Point:
+    from safetensors.torch import save_file
+
     asked, density, steps = numbers
     save(model.eval(), part / STATE)
     small, proof = compact(model, example)
@@ -264,14 +278,16 @@ def _finish(
         steps,
         layers,
     )
-    torch.save(torch.get_rng_state(), part / "dice.pt")
+    save_file({"dice": torch.get_rng_state()}, part / DICE)
     return point
 
 
 def _resume(state: Folder, model: nn.Module) -> None:
+    from safetensors.torch import load_file
+
     saved = load(state, lambda: copy.deepcopy(model))
     model.load_state_dict(saved.state_dict())
-    torch.set_rng_state(torch.load(state.parent / "dice.pt", weights_only=True))
+    torch.set_rng_state(load_file(state.parent / DICE)["dice"])
 
 
 def _begun(folder: Folder, asked: Mapping[str, Any]) -> list[Point]:

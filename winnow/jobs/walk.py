@@ -65,6 +65,7 @@ def walk(
             steps=(options.epochs or 0) * data.steps(options.batch or 0),
             densities=densities,
             cost=cost,
+            tag=options.command("path", without={*COUNTS, "dense", "threads"}) + f" --of {options.target[0]}",
             out=folder,
             news=loop.begin,
         )
