@@ -11,7 +11,7 @@ if [ ! -e "$stamp" ] || [ constraints.txt -nt "$stamp" ] || [ pyproject.toml -nt
     }
     "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cli,papers,onnx,report,compare,dev]'
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cli,papers,onnx,report,compare,tensorboard,dev]'
     touch "$stamp"
 fi
 export PATH="$PWD/$venv/bin:$PATH"

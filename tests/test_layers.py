@@ -35,7 +35,7 @@ LAYERS = [
 ]
 
 
-PACKAGES = ("penalties", "schedules", "jobs", "papers", "page", "compare", "trace", "smaller")
+PACKAGES = ("penalties", "schedules", "jobs", "papers", "page", "compare", "cli", "trace", "smaller")
 
 
 def module_of(path):

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -25,6 +26,9 @@ class Quiet:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         return None
 
+    def into(self, folder: Path) -> None:
+        """The run's folder is made; files go there."""
+
     def say(self, line: str) -> None:
         """One line of news, such as a warning."""
 
@@ -33,6 +37,9 @@ class Quiet:
 
     def step(self, loss: float, run: Any, keep: float | None) -> None:
         """One optimizer step is done; `run` is None for the dense control."""
+
+    def look(self, row: dict[str, Any]) -> None:
+        """A line of the history is there."""
 
     def end(self) -> None:
         """The side that began last has stopped."""
@@ -80,7 +87,7 @@ class Screen(Quiet):
 
     def end(self) -> None:
         if self.last:
-            self.bars.update(self.bar, completed=self.done, state=_state(*self.last))
+            self.bars.update(self.bar, completed=self.done, state=state(*self.last))
 
 
 class Interrupt:
@@ -122,7 +129,8 @@ def heard(screen: Quiet) -> Iterator[list[str]]:
         yield said
 
 
-def _state(loss: float, run: Any, keep: float | None) -> str:
+def state(loss: float, run: Any, keep: float | None) -> str:
+    """A step in words."""
     if run is None:
         return f"loss {loss:.3f}"
     target = "" if keep is None else f"→{keep:g}"

@@ -80,6 +80,7 @@ def job(options: Options, out: Path | None = None, screen: Quiet | None = None) 
     with heard(screen) as said:
         sides = prepare(options, data)
         folder = report.new_folder(out, f"{options.data}-{options.how}-{options.where}-seed{options.seed}")
+        screen.into(folder)
         status, problem = _train(sides, data, options, screen)
         record = _record(options, data, sides, status) | {"warnings": said, "error": problem and str(problem)}
     if status == "done" and options.where == "channels":
@@ -146,7 +147,7 @@ def fit(side: Side, data: Data, options: Options, stop: Interrupt, screen: Quiet
             rates.step()
             screen.step(losses[-1], side.run, options.asked)
             if side.step % every == 0 or side.step == total:
-                _note(side, data, epoch + 1, sum(losses) / len(losses))
+                screen.look(_note(side, data, epoch + 1, sum(losses) / len(losses)))
                 losses.clear()
     screen.end()
     finished = side.step == total
@@ -212,7 +213,8 @@ def judge(side: Side, data: Data, options: Options, finished: bool) -> dict[str,
     return result
 
 
-def _note(side: Side, data: Data, epoch: int, train_loss: float) -> None:
+def _note(side: Side, data: Data, epoch: int, train_loss: float) -> dict[str, Any]:
+    """The next line of the side's history."""
     loss, accuracy = evaluate(side.model, data)
     run = side.run
     state = (1.0, 0.0, "dense") if run is None else (run.density(), run.strength, run.phase)
@@ -227,6 +229,7 @@ def _note(side: Side, data: Data, epoch: int, train_loss: float) -> None:
         side.optimizer.param_groups[0]["lr"],
     )
     side.history.append(dict(zip(COLUMNS, values, strict=True)))
+    return side.history[-1]
 
 
 def _record(options: Options, data: Data, sides: list[Side], status: str) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def walk(
         torch.set_num_threads(options.threads)
     data = options.job.load(screen.say)
     folder = out or Folder("runs") / f"path-{options.data}-{options.how}-{options.where}-seed{options.seed}"
+    screen.into(folder)
     torch.manual_seed(options.seed)
     model = shrink.make(options, data)
     where = GROUPINGS[options.where](model, shrink.example_of(data), COUNTS[options.target[0]][1])
@@ -112,6 +113,7 @@ class _Loop:
                 if side.step % every == 0 or side.step == steps:
                     values = (self.name, first + side.step, sum(losses) / len(losses), rates.get_last_lr()[0])
                     self.rows.append(dict(zip(COLUMNS, values, strict=True)))
+                    self.screen.look(self.rows[-1])
                     losses.clear()
                 if side.step == steps:
                     break

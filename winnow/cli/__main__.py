@@ -1,0 +1,5 @@
+"""`python -m winnow.cli` is `winnow`."""
+
+from . import app
+
+app()

@@ -1,0 +1,99 @@
+"""STUDY: `winnow compare`, `worker`, `report`, `reproduce`: many trainings, and pages about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from winnow.jobs.train import INTERRUPTED
+
+from .words import app, said
+
+
+@app.command("compare")
+def compare_command(
+    tasks: Annotated[str, typer.Argument(help="Tasks, with commas between them; a task of your own is its .py file.")],
+    methods: Annotated[str | None, typer.Option(help="Separated by ;", show_default="all")] = None,
+    keep: Annotated[str, typer.Option(help="Densities.")] = "0.5,0.2,0.1,0.05,0.02",
+    seeds: Annotated[int, typer.Option(help="Trainings of every cell.")] = 3,
+    scale: Annotated[float, typer.Option(help="Times every task's epochs, for all methods alike.")] = 1.0,
+    jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 1,
+    out: Annotated[str, typer.Option(help="Folder, or an Optuna storage's URL.")] = "runs/compare",
+) -> None:
+    """Every method with equal steps and an equal tuning budget, resumable; `winnow worker` joins from any machine.
+
+    Exit code: 0 done; 2 bad usage; 130 interrupted.
+    """
+    from winnow.compare import METHODS, command
+    from winnow.compare.study import Plan
+
+    console = Console()
+    try:
+        with said():
+            names = [name.strip() for name in methods.split(";")] if methods else list(METHODS)
+            plan = Plan(command.listed(tasks), names, command.listed(keep, float), seeds, scale)
+            record = command.compare(
+                plan, out, jobs, lambda line, done, of: console.print(f"[{done}/{of}] {line}", markup=False)
+            )
+    except KeyboardInterrupt:
+        console.print("interrupted: finished jobs are kept; the same command goes on from here", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
+    console.print(command.table(record))
+
+
+@app.command("worker")
+def worker_command(study: Annotated[str, typer.Argument(help="Folder or URL of a comparison.")]) -> None:
+    """Take jobs of a comparison that another process has begun, until none is left."""
+    from winnow.compare import command
+
+    console = Console()
+    with said():
+        command.worker(study, lambda line, done, of: console.print(f"[{done}/{of}] {line}", markup=False))
+
+
+@app.command("report")
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of `winnow train`, `path` and `compare`.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """One HTML file about some runs: curves, layers, training, weights, speed. It needs no network."""
+    from winnow import page
+
+    with said():
+        page.write([run for folder in folders for run in page.read(folder)], out)
+    typer.echo(f"report: {out}")
+
+
+@app.command("reproduce")
+def reproduce_command(
+    name: Annotated[str | None, typer.Argument(help="Experiment; none lists them all.", show_default=False)] = None,
+    seeds: Annotated[int | None, typer.Option(help="Repetitions.", show_default="by experiment")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A reduced version: seconds, into runs/.")] = False,
+    jobs: Annotated[int, typer.Option(help="Processes side by side, the CPU threads shared among them.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Record folder.", show_default="records/<date>_<name>, or an unfinished one")
+    ] = None,
+) -> None:
+    """Run a published experiment; write its record: settings, numbers, figure, verdict on every claim.
+
+    An interrupted one goes on where it was when the same command is given again.
+    Exit code: 0 done; 2 bad usage or data; 130 interrupted.
+    """
+    from winnow import papers
+    from winnow.papers import screen
+
+    console = Console()
+    if name is None:
+        console.print(screen.listing(papers.EXPERIMENTS.values()))
+        return
+    try:
+        with said():
+            done = papers.perform(name, seeds, quick, jobs, out, screen.News(console))
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from here", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
+    console.print(screen.verdicts(done.record))
+    console.print(f"record: {done.folder}", markup=False, highlight=False, soft_wrap=True)
