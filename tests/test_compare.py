@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import socket
+import time
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from winnow.cli import app
-from winnow.compare import METHODS, Setting, density, league, train
+from winnow.compare import METHODS, STRUCTURED, Setting, command, density, league, train
+from winnow.compare import study as study_module
 from winnow.compare.base import Made, Training, cubic, largest, weights_of
 from winnow.compare.cell import held_out
 from winnow.compare.rivals import RigL, erdos_renyi
+from winnow.compare.structured import GroupLasso
 from winnow.compare.study import Plan, begin, open_study, rows, work
 from winnow.errors import WinnowError
 from winnow.jobs.data import Examples, Text
@@ -45,7 +48,9 @@ def trained(name, keep=0.1, steps=300, optimizer=sgd, seed=0, value=None):
     if name == "PAT":
         pytest.importorskip("torchao.prototype.pat")
     value = method.values[1] if value is None else value
-    return model, train(method, model, DATA, Setting(keep, steps, value, seed), 32, optimizer)
+    again, found = train(method, model, DATA, Setting(keep, steps, value, seed), 32, optimizer)
+    assert again is model
+    return model, found
 
 
 def accuracy(model):
@@ -87,7 +92,7 @@ def test_every_method_has_the_same_tuning_budget():
 def test_what_lies():
     """A method that leaves more than it was asked to, and one that diverges, are refused."""
     lazy = Made("lazy", "does nothing", (1.0,), Training)
-    with pytest.raises(WinnowError, match=r"lazy left 1\.0000 of the weights where 0\.1 were asked for"):
+    with pytest.raises(WinnowError, match=r"lazy left 1\.0000 where 0\.1 was asked for"):
         train(lazy, network(), DATA, Setting(0.1, 10, 1.0), 32, sgd)
     with pytest.raises(WinnowError, match=r"the loss is (nan|inf)"):
         train(METHODS["dense"], network(), DATA, Setting(1.0, 300, 1e4), 32, sgd)
@@ -152,13 +157,93 @@ class Spy(RigL):
         assert all(not bool(w[~mask].any()) for w, mask in zip(self.weights, self.masks, strict=True))
 
 
+# ---- whole units -------------------------------------------------------------------------------------------------
+
+
+def cut(name, keep=0.3, steps=300, optimizer=sgd, seed=0, value=None, model=None):
+    method = STRUCTURED[name]
+    if name == "group norm":
+        pytest.importorskip("torch_pruning")
+    model = network(seed) if model is None else model
+    value = method.values[1] if value is None else value
+    return train(method, model, DATA, Setting(keep, steps, value, seed, DATA.x[:2]), 32, optimizer)
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adamw])
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_every_structured_method_gets_as_small_as_asked(name, optimizer):
+    small, found = cut(name, optimizer=optimizer)
+    whole, left = parameters(network()), parameters(small)
+    assert found["steps"] == 300
+    if name == "dense":
+        assert left == whole
+        return
+    assert found["density"] == left / whole
+    grain = 48 + 24 + 1  # of the largest unit of all: one of the middle layer, with its bias and what reads and makes it
+    assert left <= 0.3 * whole + grain and left > 0.3 * whole - grain
+    assert all(bool(p.any()) for p in small.parameters())
+    assert found["layers"] == {n: p.numel() / network().get_parameter(n).numel() for n, p in small.named_parameters()}
+    assert accuracy(small) > (0.4 if name == "smaller from scratch" else 0.6), accuracy(small)
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_the_same_seed_gives_the_same_smaller_model(name):
+    first, second = (cut(name, steps=60)[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_the_number_that_is_tuned_matters_for_units(name):
+    values = STRUCTURED[name].values
+    models = [cut(name, steps=60, value=value)[0] for value in (values[0], values[-1])]
+    shapes = [[p.shape for p in m.parameters()] for m in models]
+    assert len(values) == 3
+    assert shapes[0] != shapes[1] or any(
+        not torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True)
+    )
+
+
+def test_units_need_an_example():
+    with pytest.raises(WinnowError, match="Setting"):
+        train(STRUCTURED["group lasso"], network(), DATA, Setting(0.3, 10, 1e-4), 32, sgd)
+
+
+def test_the_group_lasso_step_is_the_proximal_operator():
+    """By hand: every unit, weight row and bias together, times 1 − lr·λ·√size/‖unit‖, at least 0."""
+    model = network()
+    at_work = GroupLasso(model, torch.optim.SGD(model.parameters(), 0.5), Setting(0.3, 100, 0.02, 0, DATA.x[:2]))
+    rows = torch.cat([model[0].weight, model[0].bias[:, None]], 1).detach().clone()
+    at_work.after(1)
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    wanted = rows * (1 - 0.5 * 0.02 * 21**0.5 / norm).clamp_min(0)
+    found = torch.cat([model[0].weight, model[0].bias[:, None]], 1).detach()
+    torch.testing.assert_close(found, wanted)
+    assert 0 < int((wanted == 0).all(1).sum()) or float(norm.min()) > 0.5 * 0.02 * 21**0.5
+
+
+def test_torch_pruning_sees_convolutions_too():
+    pytest.importorskip("torch_pruning")
+    torch.manual_seed(0)
+    data = Examples("images", "drawn", X[:256].view(256, 1, 4, 5), Y[:256], X[:64].view(64, 1, 4, 5), Y[:64], classes=4)
+    model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1),
+                          nn.ReLU(), nn.Flatten(), nn.Linear(320, 4))  # fmt: skip
+    whole = parameters(model)
+    small, found = train(STRUCTURED["group norm"], model, data, Setting(0.4, 40, 5e-4, 0, data.x[:2]), 32, sgd)
+    assert parameters(small) <= 0.4 * whole and found["density"] == parameters(small) / whole
+    assert small(data.x).shape == (256, 4)
+
+
 # ---- the study ---------------------------------------------------------------------------------------------------
 
 PLAN = {"tasks": ["digits"], "methods": ["gradual magnitude", "gating, D = 3"], "keeps": [0.2, 0.1], "seeds": 2, "scale": 0.05}
 CELLS = 2 * (3 + 2 * 2)
 
 
-def fake(cell, scale):
+def fake(cell, scale, alive=lambda: None):
     """A score by which value 1.0 (or 0.3) is best, and gating always wins."""
     best = METHODS[cell["method"]].values[1]
     score = 90.0 + 5 * cell["method"].startswith("gating") - abs(cell["value"] - best) + 0.1 * cell["seed"]
@@ -195,7 +280,7 @@ def test_level_is_within_one_standard_deviation():
 def test_what_is_done_is_not_done_again_and_what_failed_is_told(optuna, tmp_path):
     seen = []
 
-    def sometimes(cell, scale):
+    def sometimes(cell, scale, alive):
         seen.append(cell)
         if cell["seed"] == 1:
             raise WinnowError("no luck")
@@ -222,7 +307,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_told(optuna, tmp_path
 
 
 def test_a_failed_job_does_not_stop_the_rest(optuna, tmp_path):
-    def broken(cell, scale):
+    def broken(cell, scale, alive):
         if cell["method"].startswith("gradual"):
             raise WinnowError("the loss is nan at step 3")
         return fake(cell, scale)
@@ -238,7 +323,7 @@ def test_a_failed_job_does_not_stop_the_rest(optuna, tmp_path):
 
 def _take(folder, out, together):
     together.wait(120)
-    work(folder, lambda cell, scale: {**fake(cell, scale), "pid": os.getpid()}, lambda *line: out.put(line))
+    work(folder, lambda cell, scale, alive: {**fake(cell, scale), "pid": os.getpid()}, lambda *line: out.put(line))
 
 
 def test_two_workers_never_take_the_same_job(optuna, tmp_path):
@@ -257,8 +342,52 @@ def test_two_workers_never_take_the_same_job(optuna, tmp_path):
     assert len({row["pid"] for row in found}) > 1
 
 
+def test_a_silent_worker_on_another_machine_is_dead(optuna, tmp_path, monkeypatch):
+    """Its job is queued again; one that gave a sign of life a moment ago is left alone."""
+    seen = []
+
+    def slow(cell, scale, alive):
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 2 * study_module.BEAT)
+        alive()
+        seen.append(study._storage.get_trial(running()._trial_id).user_attrs["beat"] - now)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def running():
+        return next(t for t in study.get_trials() if t.state.name == "RUNNING")
+
+    study = begin(str(tmp_path), Plan(**PLAN))
+    with pytest.raises(KeyboardInterrupt):
+        work(str(tmp_path), slow)
+    assert seen == [pytest.approx(2 * study_module.BEAT, abs=5)]
+    study._storage.set_trial_user_attr(running()._trial_id, "worker", "elsewhere 1")
+    assert any(t.state.name == "RUNNING" for t in begin(str(tmp_path), Plan(**PLAN)).get_trials())
+    study._storage.set_trial_user_attr(running()._trial_id, "beat", time.time() - study_module.SILENT - 1)
+    again = begin(str(tmp_path), Plan(**PLAN))
+    assert not any(t.state.name == "RUNNING" for t in again.get_trials())
+    work(str(tmp_path), fake)
+    assert len(rows(again)) == CELLS
+
+
+def test_a_comparison_of_an_older_version(optuna, tmp_path):
+    """Without `where`: it can be read, but not gone on with."""
+    study = begin(str(tmp_path), Plan(**PLAN))
+    work(str(tmp_path), fake)
+    study.set_user_attr("plan", {**{k: v for k, v in study.user_attrs["plan"].items() if k != "where"}, "format": 1})
+    assert len(command.record_of(str(tmp_path))["rows"]) == CELLS
+    with pytest.raises(WinnowError, match="holds a comparison of format 1"):
+        begin(str(tmp_path), Plan(**PLAN))
+    study.set_user_attr("plan", {**study.user_attrs["plan"], "format": 99})
+    with pytest.raises(WinnowError, match="newer than this Winnow reads"):
+        begin(str(tmp_path), Plan(**PLAN))
+
+
 BAD = {
     "task": ({"tasks": ["cifar"]}, "no task 'cifar'"),
+    "file": ({"tasks": ["nowhere.py"]}, "no such Python file"),
+    "where": ({"where": "rows"}, "choose from elements, channels"),
+    "unit": ({"where": "channels", "methods": ["RigL"]}, "no method 'RigL' for channels"),
     "method": ({"methods": ["prayer"]}, "no method 'prayer'"),
     "keep": ({"keeps": [0.0]}, r"in \(0, 1\)"),
     "dense": ({"keeps": [1.0]}, "dense is a method"),

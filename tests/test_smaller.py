@@ -12,7 +12,7 @@ import winnow
 from winnow.errors import ProofError, TraceError
 from winnow.smaller import compact, macs, plan
 from winnow.trace import Tracer, call, graph_of, leaves
-from winnow.units import find_units, zero_units
+from winnow.units import find_units, read_units, zero_units
 
 every_model = pytest.mark.parametrize("name", zoo.MODELS)
 
@@ -373,6 +373,20 @@ def test_removing_by_magnitude(name):
     left = find_units(small, example)
     total = sum(layer.count for layer in layers)
     assert sum(layer.count for layer in left) <= max(round(0.5 * total), len(layers))
+
+
+@pytest.mark.parametrize("count", [winnow.Parameters(), winnow.MACs()])
+def test_removing_down_to_a_share_of_what_counts(count):
+    """As many units go as it takes: what is left is at most the share asked for, and a unit more would be above it."""
+    model, example = zoo.build("ResNet-18")
+    small, proof = winnow.remove(model, example, keep=0.4, count=count)
+    before, after = (
+        (sum(p.numel() for p in m.parameters()) if count == winnow.Parameters() else winnow.smaller.macs(m, example))
+        for m in (model, small)
+    )
+    assert proof.proved and after <= 0.4 * before
+    tracer, layers = read_units(model, example)
+    assert after > (0.4 - count.spending(tracer, layers).grain) * before
 
 
 def test_removing_takes_the_smallest():

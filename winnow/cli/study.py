@@ -19,6 +19,9 @@ def compare_command(
     methods: Annotated[str | None, typer.Option(help="Separated by ;", show_default="all")] = None,
     keep: Annotated[str, typer.Option(help="Densities.")] = "0.5,0.2,0.1,0.05,0.02",
     seeds: Annotated[int, typer.Option(help="Trainings of every cell.")] = 3,
+    where: Annotated[
+        str, typer.Option(help="elements: single weights. channels: whole units, densities are of the parameters.")
+    ] = "elements",
     scale: Annotated[float, typer.Option(help="Times every task's epochs, for all methods alike.")] = 1.0,
     jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 1,
     out: Annotated[str, typer.Option(help="Folder, or an Optuna storage's URL.")] = "runs/compare",
@@ -27,14 +30,14 @@ def compare_command(
 
     Exit code: 0 done; 2 bad usage; 130 interrupted.
     """
-    from winnow.compare import METHODS, command
+    from winnow.compare import ROSTERS, command
     from winnow.compare.study import Plan
 
     console = Console()
     try:
         with said():
-            names = [name.strip() for name in methods.split(";")] if methods else list(METHODS)
-            plan = Plan(command.listed(tasks), names, command.listed(keep, float), seeds, scale)
+            names = [name.strip() for name in methods.split(";")] if methods else list(ROSTERS.get(where, ()))
+            plan = Plan(command.listed(tasks), names, command.listed(keep, float), seeds, scale, where)
             record = command.compare(
                 plan, out, jobs, lambda line, done, of: console.print(f"[{done}/{of}] {line}", markup=False)
             )

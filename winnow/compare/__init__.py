@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from . import ours, rivals
+from collections.abc import Mapping
+
+from . import ours, rivals, structured
 from .base import Method, Setting, Training, density
 from .loop import train
 
 METHODS: dict[str, Method] = {method.name: method for method in (*rivals.METHODS, *ours.METHODS)}
+"""On single weights; shares are of them."""
+STRUCTURED: dict[str, Method] = {method.name: method for method in structured.METHODS}
+"""On whole units; shares are of the parameters of the smaller model."""
+ROSTERS: Mapping[str, Mapping[str, Method]] = {"elements": METHODS, "channels": STRUCTURED}
 
-__all__ = ["METHODS", "Method", "Setting", "Training", "density", "train"]
+__all__ = ["METHODS", "ROSTERS", "STRUCTURED", "Method", "Setting", "Training", "density", "train"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,15 @@ class Setting:
     steps: int
     value: float
     seed: int = 0
+    example: Any = None
+    """What the model is called with; needed by the methods that take units out."""
 
 
 class Training:
-    """A method at work on one model; the loop calls these. All weights of two or more dimensions are counted and cut."""
+    """A method at work on one model; the loop calls these. All weights of two or more dimensions are counted and cut.
+
+    A method may put a smaller model, and an optimizer of that, in the place of `model` and `optimizer`.
+    """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> None:
         self.model, self.optimizer, self.setting = model, optimizer, setting
@@ -46,6 +52,19 @@ class Training:
 
     def finish(self) -> None:
         """All steps are taken: leave plain weights with exact zeros."""
+
+    def density(self) -> float:
+        """The share obtained, of what `Setting.keep` is a share of."""
+        return density(self.weights)
+
+    def slack(self) -> float:
+        """By how much that may be above the share asked for: one entry of each weight has to stay."""
+        return len(self.weights) / sum(w.numel() for w in self.weights)
+
+    def layers(self) -> dict[str, float]:
+        """The same of each weight."""
+        names = {id(theta): name for name, theta in self.model.named_parameters()}
+        return {names[id(w)]: density([w]) for w in self.weights}
 
 
 class Masked(Training):

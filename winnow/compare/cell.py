@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from winnow.errors import WinnowError
 from winnow.jobs.data import Data, Text
-from winnow.jobs.tasks import TASKS
+from winnow.jobs.tasks import TASKS, Task, read
 from winnow.jobs.train import evaluate
 
-from . import METHODS, Setting, train
+from . import ROSTERS, Setting, train
 
 Row = dict[str, Any]
 HELD = 10  # one in so many of the training part is held out for tuning
 
 
-def run(cell: Row, scale: float) -> Row:
-    """Train and judge; `score` is higher where better: accuracy in %, or minus the loss."""
-    task = TASKS[cell["task"]]
+def run(cell: Row, scale: float, alive: Callable[[], None] = lambda: None) -> Row:
+    """Train and judge; `score` is higher where better: accuracy in %, or minus the loss. `alive` is called every step."""
+    task = task_of(cell["task"])
     data = loaded(cell["task"])
     data = held_out(data) if cell["phase"] == "tune" else data
     steps = max(1, round(scale * task.epochs * data.steps(task.batch)))
@@ -35,17 +38,27 @@ def run(cell: Row, scale: float) -> Row:
             return torch.optim.SGD(model.parameters(), rate, momentum=0.9)
         return torch.optim.AdamW(model.parameters(), rate, weight_decay=0.0)
 
-    setting = Setting(cell["keep"], steps, cell["value"], cell["seed"])
-    found = train(METHODS[cell["method"]], model, data, setting, task.batch, optimizer)
+    setting = Setting(cell["keep"], steps, cell["value"], cell["seed"], data.sample()[0][:2])
+    method = ROSTERS[cell["where"]][cell["method"]]
+    model, found = train(method, model, data, setting, task.batch, optimizer, lambda _loss: alive())
     loss, accuracy = evaluate(model, data)
     judged = {"loss": loss, "accuracy": 100 * accuracy, "score": -loss if task.by_loss else 100 * accuracy}
     return {**found, **judged, "value": cell["value"], "dead_units": dead_units(model)}
 
 
+def task_of(word: str) -> Task:
+    """A built-in task by its name, or a user's own by its file. Raises `WinnowError` where there is none."""
+    if word.endswith(".py"):
+        return read(Path(word))
+    if word not in TASKS:
+        raise WinnowError(f"no task {word!r}: choose from {', '.join(TASKS)}, or give the .py file that defines yours")
+    return TASKS[word]
+
+
 @functools.lru_cache(maxsize=1)
 def loaded(task: str) -> Data:
     """The task's data, once per process."""
-    return TASKS[task].load(lambda line: None)
+    return task_of(task).load(lambda line: None)
 
 
 def held_out(data: Any) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 from winnow.errors import WinnowError
 from winnow.jobs.report import write_json
 
-from . import METHODS, league, ours
+from . import ROSTERS, league
+from .ours import Ours
 from .study import Plan, Row, begin, open_study, rows, work
 
 News = Callable[[str, int, int], None]
@@ -45,14 +46,14 @@ def worker(where: str, news: News = lambda *_: None) -> None:
 def record_of(where: str) -> Row:
     """Everything a study holds, as run.json has it."""
     study = open_study(where)
-    plan, found = study.user_attrs["plan"], rows(study)
-    listed = {name: METHODS[name].about for name in plan["methods"]}
+    plan, found = {"where": "elements", **study.user_attrs["plan"]}, rows(study)
+    listed = {name: ROSTERS[plan["where"]][name].about for name in plan["methods"]}
     words = f"winnow compare {','.join(plan['tasks'])} --methods '{'; '.join(plan['methods'])}'"
     keeps = ",".join(f"{keep:g}" for keep in plan["keeps"])
     return {
         "format": 1,
         "kind": "compare",
-        "command": f"{words} --keep {keeps} --seeds {plan['seeds']} --scale {plan['scale']:g}",
+        "command": f"{words} --keep {keeps} --seeds {plan['seeds']} --scale {plan['scale']:g} --where {plan['where']}",
         "plan": plan,
         "methods": listed,
         "environment": study.user_attrs["environment"],
@@ -109,7 +110,7 @@ def table(record: Row, most: int = 3) -> Any:
             shown.add_row(
                 task, f"{keep:g}", *(f"{e.method}\n{e.mean:.2f} ± {e.spread:.2f} ({e.density:.4g})" for e in order)
             )
-    names = [method.name for method in ours.METHODS]
+    names = ours(record)
     whole, tail = league.standing(found, names), league.standing(found, names, most=0.05)
     shown.caption = (
         f"Winnow's best: first in {whole.first} of {whole.cells}, within one standard deviation of first in {whole.level}; "
@@ -121,6 +122,11 @@ def table(record: Row, most: int = 3) -> Any:
             f"{r['task']} {r['method']} {r['keep']:g}: {r['error']}" for r in failed[:5]
         )
     return shown
+
+
+def ours(record: Row) -> list[str]:
+    """The names of Winnow's methods in a record."""
+    return [m.name for m in ROSTERS[record["plan"].get("where", "elements")].values() if isinstance(m, Ours)]
 
 
 def listed(words: str, kind: Callable[[str], Any] = str) -> Sequence[Any]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from winnow.errors import WinnowError
 from winnow.jobs.data import Data
 
-from .base import Method, Setting, density
+from .base import Method, Setting
 
 Optimizers = Callable[[nn.Module, float], torch.optim.Optimizer]
 
@@ -27,47 +27,44 @@ def train(
     batch: int,
     optimizer: Optimizers,
     step: Callable[[float], None] = lambda loss: None,
-) -> dict[str, Any]:
+) -> tuple[nn.Module, dict[str, Any]]:
     """Exactly `setting.steps` optimizer steps, cosine from the rate to 0, minibatches by `setting.seed`.
 
-    `optimizer(model, factor)` builds it at the factor times the task's rate.  Returns what came of it: the density asked and
-    obtained, per weight and in all, seconds.  Raises `WinnowError` at a loss that is not finite, or a method that leaves
-    more than it was asked to.
+    `optimizer(model, factor)` builds it at the factor times the task's rate.  Returns the model (another, smaller one where
+    the method takes units out) and what came of it: the density asked and obtained, per weight and in all, seconds.  Raises
+    `WinnowError` at a loss that is not finite, or a method that leaves more than it was asked to.
     """
     made = optimizer(model, method.rate(setting.value))
-    at_work = method.begin(model, made, setting)
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(made, setting.steps)
-    taken, epoch, start = 0, 0, time.perf_counter()
+    rate = made.param_groups[0]["lr"]
     model.train()
+    at_work = method.begin(model, made, setting)
+    taken, epoch, start = 0, 0, time.perf_counter()
     while taken < setting.steps:
         for x, y in data.batches(batch, setting.seed, epoch):
-            loss = F.cross_entropy(model(x).flatten(0, -2), y.flatten())
+            for group in at_work.optimizer.param_groups:
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * taken / setting.steps))
+            loss = F.cross_entropy(at_work.model(x).flatten(0, -2), y.flatten())
             value = loss.item()
             if not math.isfinite(value):
                 raise WinnowError(f"{method.name}: the loss is {value} at step {taken + 1}")
-            made.zero_grad()
+            at_work.optimizer.zero_grad()
             (loss + at_work.extra()).backward()  # type: ignore[no-untyped-call]
             taken += 1
             at_work.before(taken)
             at_work.step()
             at_work.after(taken)
-            rates.step()
             step(value)
             if taken == setting.steps:
                 break
         epoch += 1
     at_work.finish()
-    model.eval()
-    found = density(at_work.weights)
-    slack = len(at_work.weights) / sum(w.numel() for w in at_work.weights)
-    if method.name != "dense" and found > setting.keep + slack + 1e-9:
-        raise WinnowError(f"{method.name} left {found:.4f} of the weights where {setting.keep:g} were asked for")
-    names = {id(theta): name for name, theta in model.named_parameters()}
-    layers = {names[id(w)]: density([w]) for w in at_work.weights}
-    return {
+    found = at_work.density()
+    if method.name != "dense" and found > setting.keep + at_work.slack() + 1e-9:
+        raise WinnowError(f"{method.name} left {found:.4f} where {setting.keep:g} was asked for")
+    return at_work.model.eval(), {
         "keep": setting.keep,
         "density": found,
-        "layers": layers,
+        "layers": at_work.layers(),
         "seconds": time.perf_counter() - start,
         "steps": taken,
     }

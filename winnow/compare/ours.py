@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -32,16 +33,18 @@ class Attached(Training):
 class Ours(Method):
     """A route; what is tuned is how hard `Toward` pulls, in units of the gradients."""
 
+    make: Callable[[nn.Module, torch.optim.Optimizer, Setting, winnow.Route], Training]
     how: winnow.Route
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> Training:
-        return Attached(model, optimizer, setting, self.how)
+        return self.make(model, optimizer, setting, self.how)
 
 
 METHODS: tuple[Method, ...] = (
-    Ours("gating, D = 3", "a gate of depth 3 on every weight", PULLS, winnow.Gating(depth=3)),
-    Ours("gating, D = 2", "a gate of depth 2 on every weight", PULLS, winnow.Gating(depth=2)),
-    Ours("masking", "m ⊙ v from a gap of 1 (PILoT)", PULLS, winnow.Masking(1.0)),
-    Ours("decay, p = 1/2", "p-norm weight decay", PULLS, winnow.Decay(winnow.Lp(0.5))),
-    Ours("decay, LogSum", "the η-trick for LogSum(2)", PULLS, winnow.Decay(winnow.LogSum(2.0))),
+    Ours("gating, D = 3", "a gate of depth 3 on every weight", PULLS, Attached, winnow.Gating(depth=3)),
+    Ours("gating, D = 2", "a gate of depth 2 on every weight", PULLS, Attached, winnow.Gating(depth=2)),
+    Ours("masking", "m ⊙ v from a gap of 1 (PILoT)", PULLS, Attached, winnow.Masking(1.0)),
+    Ours("decay, p = 1/2", "p-norm weight decay", PULLS, Attached, winnow.Decay(winnow.Lp(0.5))),
+    Ours("decay, LogSum", "the η-trick for LogSum(2)", PULLS, Attached, winnow.Decay(winnow.LogSum(2.0))),
+    Ours("dropout, LogSum", "adaptive dropout for LogSum(2)", PULLS, Attached, winnow.Dropout(winnow.LogSum(2.0))),
 )

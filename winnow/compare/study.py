@@ -17,33 +17,44 @@ from typing import Any
 
 from winnow.errors import WinnowError
 from winnow.jobs.report import environment
-from winnow.jobs.tasks import TASKS
 
-from . import METHODS
+from . import ROSTERS
+from .cell import task_of
 
-FORMAT = 1
+FORMAT = 2  # 1 had no `where`
 NAME = "winnow compare"
 JOURNAL = "journal.log"
+BEAT, SILENT = 60.0, 900.0
+"""Seconds between a worker's signs of life, and after how many without one it counts as dead."""
 Row = dict[str, Any]
+Alive = Callable[[], None]
 News = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared. `scale` multiplies every task's epochs, for all methods alike."""
+    """What is compared. `scale` multiplies every task's epochs, for all methods alike.
+
+    A task is a built-in one's name or the file of a user's own; `where` is "elements" or "channels": what vanishes.
+    """
 
     tasks: Sequence[str]
     methods: Sequence[str]
     keeps: Sequence[float]
     seeds: int = 3
     scale: float = 1.0
+    where: str = "elements"
 
     def check(self) -> Plan:
         """Itself; raises `WinnowError` for names that do not exist and numbers that make no sense."""
-        for word, names, known in (("task", self.tasks, TASKS), ("method", self.methods, METHODS)):
-            for name in names:
-                if name not in known:
-                    raise WinnowError(f"no {word} {name!r}: choose from {', '.join(known)}")
+        if self.where not in ROSTERS:
+            raise WinnowError(f"no where {self.where!r}: choose from {', '.join(ROSTERS)}")
+        for name in self.tasks:
+            task_of(name)
+        for name in self.methods:
+            if name not in ROSTERS[self.where]:
+                known = ", ".join(ROSTERS[self.where])
+                raise WinnowError(f"no method {name!r} for {self.where}: choose from {known}")
         if not (self.tasks and self.methods and self.keeps) or self.seeds < 1 or not self.scale > 0:
             raise WinnowError("a comparison needs tasks, methods, densities, at least one seed, and a scale above 0")
         if not all(0 < keep < 1 for keep in self.keeps):
@@ -55,18 +66,12 @@ class Plan:
         middle = sorted(self.keeps)[len(self.keeps) // 2]
         for task in self.tasks:
             for name in self.methods:
-                for value in METHODS[name].values:
-                    yield {"phase": "tune", "task": task, "method": name, "keep": middle, "seed": 0, "value": value}
+                same = {"task": task, "where": self.where, "method": name}
+                for value in ROSTERS[self.where][name].values:
+                    yield {"phase": "tune", **same, "keep": middle, "seed": 0, "value": value}
                 for keep in self.keeps if name != "dense" else (1.0,):
                     for seed in range(self.seeds):
-                        yield {
-                            "phase": "final",
-                            "task": task,
-                            "method": name,
-                            "keep": keep,
-                            "seed": seed,
-                            "value": None,
-                        }
+                        yield {"phase": "final", **same, "keep": keep, "seed": seed, "value": None}
 
 
 def storage_of(where: str) -> Any:
@@ -97,6 +102,12 @@ def begin(where: str, plan: Plan) -> Any:
     asked = {"format": FORMAT, **asdict(plan), "tasks": list(plan.tasks), "methods": list(plan.methods)}
     asked["keeps"] = list(plan.keeps)
     stored = study.user_attrs.get("plan")
+    _readable(where, stored)
+    if stored is not None and stored["format"] < FORMAT:
+        raise WinnowError(
+            f"{where} holds a comparison of format {stored['format']}, which can be read (winnow report) but not gone on "
+            "with: choose another --out"
+        )
     if stored is None:
         study.set_user_attr("plan", asked)
         study.set_user_attr("environment", environment())
@@ -104,7 +115,7 @@ def begin(where: str, plan: Plan) -> Any:
         raise WinnowError(f"{where} holds another comparison ({stored}): choose another --out, or remove it")
     known = [_key(trial.user_attrs["cell"]) for trial in _trials(study, "COMPLETE", "WAITING", "RUNNING")]
     for trial in _trials(study, "RUNNING"):
-        if _dead(trial.user_attrs.get("worker", "")):
+        if _dead(trial):
             storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
             known.remove(_key(trial.user_attrs["cell"]))
     for cell in plan.cells():
@@ -121,15 +132,18 @@ def open_study(where: str) -> Any:
         raise WinnowError(f"{where} holds no comparison: begin one with `winnow compare`")
     try:
         study = optuna.load_study(storage=storage_of(where), study_name=NAME)
-        made = study.user_attrs["plan"]["format"]
+        _readable(where, study.user_attrs["plan"])
     except KeyError as error:
         raise WinnowError(f"{where} holds no comparison: begin one with `winnow compare`") from error
-    if made > FORMAT:
-        raise WinnowError(f"{where} has format {made}, newer than this Winnow reads ({FORMAT}); upgrade it")
     return study
 
 
-def work(where: str, run: Callable[[Row, float], Row], news: News = lambda *_: None) -> None:
+def _readable(where: str, plan: Row | None) -> None:
+    if plan is not None and plan["format"] > FORMAT:
+        raise WinnowError(f"{where} has format {plan['format']}, newer than this Winnow reads ({FORMAT}); upgrade it")
+
+
+def work(where: str, run: Callable[[Row, float, Alive], Row], news: News = lambda *_: None) -> None:
     """Take jobs until none is left. A job that fails is told as failed, with its error, and the rest goes on."""
     import optuna
 
@@ -142,6 +156,7 @@ def work(where: str, run: Callable[[Row, float], Row], news: News = lambda *_: N
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             continue
         trial.set_user_attr("worker", f"{socket.gethostname()} {os.getpid()}")
+        beat = _Beat(trial)
         if cell["phase"] == "final" and _tuning(
             study, cell, "WAITING"
         ):  # its tuning was interrupted and queued again: later
@@ -150,7 +165,7 @@ def work(where: str, run: Callable[[Row, float], Row], news: News = lambda *_: N
             continue
         try:
             value = cell["value"] if cell["phase"] == "tune" else _tuned(study, cell)
-            found = run({**cell, "value": value}, scale)
+            found = run({**cell, "value": value}, scale, beat)
         except WinnowError as error:
             trial.set_user_attr("error", str(error))
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -179,7 +194,7 @@ def rows(study: Any) -> list[Row]:
 
 def _tuned(study: Any, cell: Row) -> float:
     """The best value for the cell's method on its task; waits for tunings that living workers have under way."""
-    while any(not _dead(t.user_attrs.get("worker", "")) for t in _tuning(study, cell, "RUNNING")):
+    while any(not _dead(t) for t in _tuning(study, cell, "RUNNING")):
         time.sleep(1.0)
     judged = _tuning(study, cell, "COMPLETE")
     if not judged:
@@ -201,20 +216,33 @@ def _trials(study: Any, *states: str) -> list[Any]:
 
 
 def _key(cell: Row) -> tuple[Any, ...]:
-    return tuple(cell[key] for key in ("phase", "task", "method", "keep", "seed", "value"))
+    cell = {"where": "elements", **cell}  # format 1 had none
+    return tuple(cell[key] for key in ("phase", "task", "where", "method", "keep", "seed", "value"))
 
 
-def _dead(worker: str) -> bool:
-    """Whether the worker was a process of this machine and is no more, or did not even say its name."""
-    if not worker:
-        return True
-    host, _, pid = worker.partition(" ")
-    if host != socket.gethostname() or not pid.isdigit():
+class _Beat:
+    """A worker's sign of life, now and then."""
+
+    def __init__(self, trial: Any) -> None:
+        self.trial, self.last = trial, time.time()
+        trial.set_user_attr("beat", self.last)
+
+    def __call__(self) -> None:
+        if time.time() - self.last > BEAT:
+            self.last = time.time()
+            self.trial.set_user_attr("beat", self.last)
+
+
+def _dead(trial: Any) -> bool:
+    """Whether the job's worker is no more: a process of this machine that is gone, or one elsewhere that has long been
+    silent."""
+    host, _, pid = trial.user_attrs.get("worker", "").partition(" ")
+    if host == socket.gethostname() and pid.isdigit():
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
         return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return bool(time.time() - trial.user_attrs.get("beat", 0.0) > SILENT)
