@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
@@ -259,3 +261,30 @@ def test_from_the_command_line(trained, tmp_path):
     assert bad.exit_code == 2 and "no run folder" in bad.stderr
     nowhere = CliRunner().invoke(app, ["report", str(trained), "--out", str(tmp_path / "no" / "r.html")])
     assert nowhere.exit_code == 2 and "choose another --out" in nowhere.stderr
+
+
+# ---- the curves alone --------------------------------------------------------------------------------------------
+
+
+def test_the_curves_alone(walked, trained, tmp_path):
+    """An SVG with every method's name, one line each; a PNG; both from the command line."""
+    for name in ("c.svg", "c.png"):
+        done = CliRunner().invoke(app, ["report", str(walked), str(trained), "--out", str(tmp_path / name)])
+        assert done.exit_code == 0, done.output
+    tree = ElementTree.parse(tmp_path / "c.svg")
+    words = {text.text for text in tree.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"digits", "times fewer weights", *(run.method for f in (walked, trained) for run in page.read(f))} <= words
+    assert (tmp_path / "c.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_cannot_be_drawn(trained, tmp_path):
+    runs = page.read(trained)
+    with pytest.raises(WinnowError, match="at least one run"):
+        page.draw([], tmp_path / "c.svg")
+    with pytest.raises(WinnowError, match="ends in"):
+        page.draw(runs, tmp_path / "c.pdf")
+    with pytest.raises(WinnowError, match="cannot write"):
+        page.draw(runs, tmp_path / "no" / "c.svg")
+    with pytest.raises(WinnowError, match="draw them apart"):
+        page.draw([*runs, replace(runs[0], by_loss=True)], tmp_path / "c.svg")

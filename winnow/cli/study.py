@@ -60,13 +60,16 @@ def worker_command(study: Annotated[str, typer.Argument(help="Folder or URL of a
 @app.command("report")
 def report_command(
     folders: Annotated[list[Path], typer.Argument(help="Folders of `winnow train`, `path` and `compare`.")],
-    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="The HTML file; .svg or .png draws the trade-off curves alone.")] = Path(
+        "report.html"
+    ),
 ) -> None:
     """One HTML file about some runs: curves, layers, training, weights, speed. It needs no network."""
     from winnow import page
 
     with said():
-        page.write([run for folder in folders for run in page.read(folder)], out)
+        runs = [run for folder in folders for run in page.read(folder)]
+        (page.draw if out.suffix in page.KINDS else page.write)(runs, out)
     typer.echo(f"report: {out}")
 
 

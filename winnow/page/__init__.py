@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .html import write
 from .runs import Run, read
+from .still import KINDS, draw
 
-__all__ = ["Run", "read", "write"]
+__all__ = ["KINDS", "Run", "draw", "read", "write"]

@@ -1,0 +1,126 @@
+"""Builds docs/league.md from the records of comparisons: `python scripts/league.py`; with --check it only says whether it is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from winnow.compare import league
+from winnow.compare.command import ours
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "league.md"
+RANGES = (("a half to a fifth", 0.15, 1.0), ("a tenth to a twentieth", 0.03, 0.15), ("a fiftieth and less", 0.0, 0.03))
+WORDS = {"elements": "Single weights", "channels": "Whole units"}
+WHAT = {
+    "elements": "Shares are of the weights of two or more dimensions.",
+    "channels": "Shares are of the parameters of the model that is left.",
+}
+
+
+def records() -> dict[str, list[tuple[Path, dict[str, Any]]]]:
+    """What was compared: its records, by what vanishes."""
+    found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+    for path in sorted((ROOT / "records").glob("compare-*/run.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(record["plan"]["where"], []).append((path.parent, record))
+    return found
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [
+        "# League table",
+        "Made by `scripts/league.py` from the records; the rules are those of [comparisons](compare.md). Scores are test accuracy\n"
+        "in %, mean ± standard deviation over seeds; **bold** is Winnow's; ≈ is within one standard deviation of the first.",
+    ]
+    for where, these in records().items():
+        parts += [f"## {WORDS[where]}", WHAT[where], *_section(these)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(these: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[str]:
+    rows = [row for _, record in these for row in record["rows"]]
+    mine = sorted({name for _, record in these for name in ours(record)})
+    found = league.entries(rows)
+    yield _verdict(found, mine)
+    yield _table(found, mine, these)
+    yield "Which method when: over all tasks, how often it is first, how often first or within one standard deviation of it,\nits mean rank."
+    yield _when(found, mine)
+    yield "Made with:"
+    yield "\n".join(_made(folder, record) for folder, record in these)
+
+
+def _verdict(found: Sequence[league.Entry], mine: Sequence[str]) -> str:
+    whole, tail = league.standing(found, mine), league.standing(found, mine, most=0.05)
+    return (
+        f"Winnow's best route is first in {whole.first} of {whole.cells} cells and first or within one standard deviation of\n"
+        f"first in {whole.level} (our bar: 90 %); at 5 % kept and less first in {tail.first} of {tail.cells} (our bar: all)."
+    )
+
+
+def _table(found: Sequence[league.Entry], mine: Sequence[str], these: Sequence[tuple[Path, dict[str, Any]]]) -> str:
+    lines = ["| task | kept | dense | 1. | 2. | 3. | Winnow's best |", "|---|---|---|---|---|---|---|"]
+    for _, record in these:
+        for task in record["plan"]["tasks"]:
+            dense = next((e for e in found if e.task == task and e.method == "dense"), None)
+            for keep in record["plan"]["keeps"]:
+                order = league.ranked(found, task, keep)
+                best = next((e for e in order if e.method in mine), None)
+                first = "" if dense is None else f"{dense.mean:.2f}"
+                own = "" if best is None or best in order[:3] else _entry(best, order[0], mine)
+                shown = " | ".join(_entry(e, order[0], mine) for e in order[:3])
+                lines.append(f"| {Path(task).stem} | {keep:g} | {first} | {shown} | {own} |")
+    return "\n".join(lines)
+
+
+def _entry(e: league.Entry, first: league.Entry, mine: Sequence[str]) -> str:
+    name = f"**{e.method}**" if e.method in mine else e.method
+    return f"{'≈ ' * (e is not first and league.level(e, first))}{name} {e.mean:.2f} ± {e.spread:.2f}"
+
+
+def _when(found: Sequence[league.Entry], mine: Sequence[str]) -> str:
+    methods = list(dict.fromkeys(e.method for e in found if e.method != "dense"))
+    cells = sorted({(e.task, e.keep) for e in found if e.method != "dense"})
+    lines = [f"| method | {' | '.join(words for words, *_ in RANGES)} |", "|---" * (len(RANGES) + 1) + "|"]
+    shown = {}
+    for method in methods:
+        parts, ranks = [], []
+        for _, low, high in RANGES:
+            orders = [league.ranked(found, task, keep) for task, keep in cells if low < keep <= high]
+            places = [next((i for i, e in enumerate(o) if e.method == method), len(o)) for o in orders]
+            near = sum(any(e.method == method and league.level(e, o[0]) for e in o) for o in orders)
+            ranks += places
+            parts.append(f"{places.count(0)}, {near} of {len(orders)}; {1 + mean(places):.1f}" if orders else "")
+        name = f"**{method}**" if method in mine else method
+        shown[f"| {name} | {' | '.join(parts)} |"] = mean(ranks)
+    return "\n".join([*lines, *sorted(shown, key=lambda line: shown[line])])
+
+
+def _made(folder: Path, record: dict[str, Any]) -> str:
+    seconds = sum(row.get("seconds", 0.0) for row in record["rows"])
+    failed = sum(row["error"] is not None for row in record["rows"])
+    ran = record["environment"]
+    return (
+        f"- `{record['command']}` ([record](../{folder.relative_to(ROOT)}/run.json)): {len(record['rows'])} trainings, "
+        f"{failed} failed, {seconds / 3600:.1f} hours of training added up, {ran['processor']}, {ran['cores']} cores, torch {ran['versions']['torch']}."
+    )
+
+
+def main() -> int:
+    """Write the page, or say that it is stale."""
+    text = page()
+    if "--check" not in sys.argv:
+        PAGE.write_text(text, encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
+        print("docs/league.md is not what the records say: run python scripts/league.py")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
