@@ -1,4 +1,7 @@
-"""Builds docs/league.md from the records of comparisons: `python scripts/league.py`; with --check it only says whether it is."""
+"""Builds docs/league.md from the records of comparisons: `python scripts/league.py`.
+
+With --check it only says whether the page is what the records say.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,10 @@ from winnow.compare.command import ours
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "league.md"
 RANGES = (("a half to a fifth", 0.15, 1.0), ("a tenth to a twentieth", 0.03, 0.15), ("a fiftieth and less", 0.0, 0.03))
+WHEN = (
+    "Which method when: over all tasks, how often it is first, how often first or within one standard deviation of first;\n"
+    "its mean rank."
+)
 WORDS = {"elements": "Single weights", "channels": "Whole units"}
 WHAT = {
     "elements": "Shares are of the weights of two or more dimensions.",
@@ -35,8 +42,9 @@ def page() -> str:
     """The whole page."""
     parts = [
         "# League table",
-        "Made by `scripts/league.py` from the records; the rules are those of [comparisons](compare.md). Scores are test accuracy\n"
-        "in %, mean ± standard deviation over seeds; **bold** is Winnow's; ≈ is within one standard deviation of the first.",
+        "Made by `scripts/league.py` from the records; the rules are those of [comparisons](compare.md). Scores are test\n"
+        "accuracy in %, mean ± standard deviation over seeds; **bold** is Winnow's; ≈ is within one standard deviation of the\n"
+        "first.",
     ]
     for where, these in records().items():
         parts += [f"## {WORDS[where]}", WHAT[where], *_section(these)]
@@ -49,7 +57,7 @@ def _section(these: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[str]:
     found = league.entries(rows)
     yield _verdict(found, mine)
     yield _table(found, mine, these)
-    yield "Which method when: over all tasks, how often it is first, how often first or within one standard deviation of it,\nits mean rank."
+    yield WHEN
     yield _when(found, mine)
     yield "Made with:"
     yield "\n".join(_made(folder, record) for folder, record in these)
@@ -107,7 +115,8 @@ def _made(folder: Path, record: dict[str, Any]) -> str:
     ran = record["environment"]
     return (
         f"- `{record['command']}` ([record](../{folder.relative_to(ROOT)}/run.json)): {len(record['rows'])} trainings, "
-        f"{failed} failed, {seconds / 3600:.1f} hours of training added up, {ran['processor']}, {ran['cores']} cores, torch {ran['versions']['torch']}."
+        f"{failed} failed, {seconds / 3600:.1f} hours of training added up, {ran['processor']}, {ran['cores']} cores, "
+        f"torch {ran['versions']['torch']}."
     )
 
 

@@ -9,7 +9,7 @@ from .runs import Run
 
 Chart = dict[str, Any]
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#8C6D31", "#7f7f7f", "#B15928"]
-COLOURS += ["#17becf", "#a6761d", "#e7298a"]
+COLOURS += ["#17becf", "#9b9b00", "#e7298a", "#8da0cb", "#1b7837"]
 BELOW = {"orient": "bottom", "columns": 4}
 SIDES = {
     "color": {"field": "what", "type": "nominal", "scale": {"range": COLOURS}, "title": None, "legend": BELOW},
@@ -34,28 +34,50 @@ def tradeoff(runs: Sequence[Run]) -> Chart:
         if p.kept > 0
     ]
     measure = runs[0].measure
-    x = {"field": "times smaller", "type": "quantitative", "scale": {"type": "log"}, "title": "times fewer weights"}
-    score = {"field": "score", "type": "quantitative", "scale": {"zero": False}, "title": measure}
+    x = {
+        "field": "times smaller",
+        "type": "quantitative",
+        "scale": {"type": "log", "nice": False},
+        "title": "times fewer weights",
+    }
+    scale = {"zero": False, "domain": _shown(runs), "nice": True}
+    score = {"field": "score", "type": "quantitative", "scale": scale, "title": measure}
     colour = {
         "field": "method",
         "type": "nominal",
         "scale": {"range": COLOURS},
-        "legend": {"orient": "bottom", "columns": 1},
+        "legend": {"orient": "bottom", "columns": 1, "symbolOpacity": 1},
     }
     keys = [key for key in rows[0] if key not in ("times smaller", "score")]
     tips = [{"field": "score", "title": measure, "format": ".4f"}, *({"field": key} for key in keys)]
-    line = {"mark": {"type": "line"}, "encoding": {"x": x, "y": {**score, "aggregate": "mean"}, "color": colour}}
+    line = {
+        "mark": {"type": "line", "clip": True},
+        "encoding": {"x": x, "y": {**score, "aggregate": "mean"}, "color": colour},
+    }
     band = {
-        "mark": {"type": "errorband", "extent": "stdev"},
+        "mark": {"type": "errorband", "extent": "stdev", "clip": True},
         "encoding": {"x": x, "y": score, "color": colour},
     }
     dots = {
-        "mark": {"type": "point", "filled": True, "size": 45},
+        "mark": {"type": "point", "filled": True, "size": 45, "clip": True},
         "encoding": {"x": x, "y": score, "color": colour, "tooltip": tips},
         "params": [ZOOM],
     }
     several = len({run.method for run in runs}) < len(runs) or any(run.kind == "compare" for run in runs)
     return {"data": {"values": rows}, "layer": [*([band] if several else []), line, dots]}
+
+
+def _shown(runs: Sequence[Run]) -> list[float]:
+    """The scores in view at first: all of the better half of the methods; what collapses leaves through the floor."""
+    sign = -1.0 if runs[0].by_loss else 1.0
+    worst = [
+        min(sign * p.score for p in run.points if p.kept > 0) for run in runs if any(p.kept > 0 for p in run.points)
+    ]
+    best = max(sign * p.score for run in runs for p in run.points)
+    floor = sorted(worst)[len(worst) // 2]
+    margin = 0.05 * (best - floor) or 1.0
+    low, high = sign * (floor - margin), sign * (best + margin)
+    return [min(low, high), max(low, high)]
 
 
 def history(run: Run, fields: Mapping[str, str], title: str, log: bool = False) -> Chart:

@@ -43,4 +43,7 @@ def draw(runs: Sequence[Run], out: Path) -> Path:
 def _panel(task: str, runs: Sequence[Run]) -> dict[str, Any]:
     if len({run.by_loss for run in runs}) > 1:
         raise WinnowError(f"{task}: some runs are judged by their loss, some by their errors: draw them apart")
-    return {**charts.tradeoff(runs), "title": task, "width": WIDTH, "height": HEIGHT}
+    spec = charts.tradeoff(runs)
+    for layer in spec["layer"]:
+        layer["encoding"]["color"] = {**layer["encoding"]["color"], "legend": {"orient": "right", "symbolOpacity": 1}}
+    return {**spec, "title": task, "width": WIDTH, "height": HEIGHT}
