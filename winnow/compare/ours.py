@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -13,7 +14,13 @@ import winnow
 
 from .base import Method, Setting, Training
 
-PULLS = (0.1, 0.3, 1.0)
+PULLS = (0.3, 1.0, 3.0)  # times the default
+
+
+def toward(setting: Setting) -> winnow.Toward:
+    """The target, pulled to as hard as is tuned."""
+    usual = winnow.Toward(setting.keep, setting.steps)
+    return dataclasses.replace(usual, pull=setting.value * usual.tug)
 
 
 class Attached(Training):
@@ -21,7 +28,7 @@ class Attached(Training):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting, how: winnow.Route) -> None:
         super().__init__(model, optimizer, setting)
-        when = winnow.Toward(setting.keep, setting.steps, pull=setting.value)
+        when = toward(setting)
         self.run = winnow.attach(model, optimizer, how=how, where=winnow.Elements(), when=when)
 
     def finish(self) -> None:
@@ -31,7 +38,7 @@ class Attached(Training):
 @final
 @dataclass(frozen=True)
 class Ours(Method):
-    """A route; what is tuned is how hard `Toward` pulls, in units of the gradients."""
+    """A route; what is tuned is how hard `Toward` pulls, in units of its default."""
 
     make: Callable[[nn.Module, torch.optim.Optimizer, Setting, winnow.Route], Training]
     how: winnow.Route

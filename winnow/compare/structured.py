@@ -16,7 +16,7 @@ from winnow.smaller.remove import lowest, magnitude
 from winnow.units import UnitLayer, read_units, weight, zero_units
 
 from .base import CUT, Made, Setting, Training, cubic
-from .ours import PULLS, Ours
+from .ours import PULLS, Ours, toward
 from .rivals import OFTEN, RATES
 
 HALVINGS = 14  # of the pruning ratio, to come down to a share of the parameters
@@ -201,7 +201,7 @@ class Attached(Units):
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting, how: winnow.Route) -> None:
         super().__init__(model, optimizer, setting)
         where = winnow.Channels(setting.example, count=winnow.Parameters())
-        when = winnow.Toward(setting.keep, setting.steps, pull=setting.value)
+        when = toward(setting)
         self.run = winnow.attach(model, optimizer, how=how, where=where, when=when)
 
     def slack(self) -> float:
