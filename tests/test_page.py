@@ -273,7 +273,7 @@ def test_the_curves_alone(walked, trained, tmp_path):
         assert done.exit_code == 0, done.output
     tree = ElementTree.parse(tmp_path / "c.svg")
     words = {text.text for text in tree.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"digits", "times fewer weights", *(run.method for f in (walked, trained) for run in page.read(f))} <= words
+    assert {"digits", "times smaller", *(run.method for f in (walked, trained) for run in page.read(f))} <= words
     assert (tmp_path / "c.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not list(tmp_path.glob("*.part"))
 

@@ -38,7 +38,7 @@ def tradeoff(runs: Sequence[Run]) -> Chart:
         "field": "times smaller",
         "type": "quantitative",
         "scale": {"type": "log", "nice": False},
-        "title": "times fewer weights",
+        "title": "times smaller",
     }
     scale = {"zero": False, "domain": _shown(runs), "nice": True}
     score = {"field": "score", "type": "quantitative", "scale": scale, "title": measure}

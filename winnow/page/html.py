@@ -108,7 +108,7 @@ def _curves(runs: Sequence[Run]) -> str:
         found = [run for run in runs if run.task == task]
         for by_loss in sorted({run.by_loss for run in found}):
             these = [run for run in found if run.by_loss == by_loss]
-            words = f"{task}: {these[0].measure} against how many times fewer weights are left"
+            words = f"{task}: {these[0].measure} against how many times smaller"
             parts.append(f"<h3>{escape(task)}</h3>" + chart(charts.tradeoff(these), f"curve-{task}", words))
     return f'<section id="curves"><h2>What it costs to be smaller</h2>{"".join(parts)}</section>'
 
