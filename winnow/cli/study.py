@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from winnow.jobs.live import Tally
 from winnow.jobs.train import INTERRUPTED
 
 from .words import app, said
@@ -35,12 +36,10 @@ def compare_command(
 
     console = Console()
     try:
-        with said():
+        with said(), Tally(console) as news:
             names = [name.strip() for name in methods.split(";")] if methods else list(ROSTERS.get(where, ()))
             plan = Plan(command.listed(tasks), names, command.listed(keep, float), seeds, scale, where)
-            record = command.compare(
-                plan, out, jobs, lambda line, done, of: console.print(f"[{done}/{of}] {line}", markup=False)
-            )
+            record = command.compare(plan, out, jobs, news)
     except KeyboardInterrupt:
         console.print("interrupted: finished jobs are kept; the same command goes on from here", style="yellow")
         raise typer.Exit(INTERRUPTED) from None
@@ -52,9 +51,8 @@ def worker_command(study: Annotated[str, typer.Argument(help="Folder or URL of a
     """Take jobs of a comparison that another process has begun, until none is left."""
     from winnow.compare import command
 
-    console = Console()
-    with said():
-        command.worker(study, lambda line, done, of: console.print(f"[{done}/{of}] {line}", markup=False))
+    with said(), Tally(Console()) as news:
+        command.worker(study, news)
 
 
 @app.command("report")
@@ -96,8 +94,8 @@ def reproduce_command(
         console.print(screen.listing(papers.EXPERIMENTS.values()))
         return
     try:
-        with said():
-            done = papers.perform(name, seeds, quick, jobs, out, screen.News(console))
+        with said(), Tally(console) as news:
+            done = papers.perform(name, seeds, quick, jobs, out, news)
     except KeyboardInterrupt:
         console.print("interrupted: the same command goes on from here", style="yellow")
         raise typer.Exit(INTERRUPTED) from None

@@ -119,3 +119,27 @@ class Both(Quiet):
     def end(self) -> None:
         for each in self.screens:
             each.end()
+
+
+class Tally:
+    """Many trainings: a bar on `console`, and a line above it for every one that is finished."""
+
+    def __init__(self, console: Any) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        parts = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bars = Progress(*parts, console=console)
+        self.bar: Any = None
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.bars.stop()
+
+    def __call__(self, line: str, done: int, count: int) -> None:
+        if self.bar is None:
+            self.bar = self.bars.add_task("done", total=count)
+        self.bars.update(self.bar, completed=done)
+        self.bars.console.print(f"[{done}/{count}] {line}", markup=False, highlight=False)

@@ -1,38 +1,13 @@
-"""SCREEN: what `winnow reproduce` shows: the list, a bar with its news, the verdicts."""
+"""SCREEN: what `winnow reproduce` shows: the list and the verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from .base import Experiment, Outcome
 
 STYLES = {Outcome.CONFIRMED.value: "green", Outcome.NOT_CONFIRMED.value: "red", Outcome.NOT_RUN.value: "yellow"}
-
-
-class News:
-    """A rich progress bar on `console`, one line above it for every finished cell."""
-
-    def __init__(self, console: Any) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        parts = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bars = Progress(*parts, console=console)
-        self.bar: Any = None
-
-    def __enter__(self) -> Self:
-        self.bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.bars.stop()
-
-    def __call__(self, line: str, done: int, count: int) -> None:
-        if self.bar is None:
-            self.bar = self.bars.add_task("cells", total=count)
-        self.bars.update(self.bar, completed=done)
-        self.bars.console.print(f"[{done}/{count}] {line}", markup=False, highlight=False)
 
 
 def listing(experiments: Iterable[Experiment]) -> Any:
