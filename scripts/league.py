@@ -56,6 +56,11 @@ def _section(these: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[str]:
     mine = sorted({name for _, record in these for name in ours(record)})
     found = league.entries(rows)
     yield _verdict(found, mine)
+    others = {e.method for e in found} - {"dense", *mine}
+    yield (
+        f"The best of {len(mine)} routes runs against {len(others)} other methods, and chance favours the larger side; what a\n"
+        "single route does is in the second table."
+    )
     yield _table(found, mine, these)
     yield WHEN
     yield _when(found, mine)

@@ -198,3 +198,18 @@ def test_folders_that_hold_something_else(tmp_path):
     (tmp_path / "p" / "thesis.tex").write_text("…")
     with pytest.raises(FileError, match="other files"):
         climb(tmp_path / "p")
+
+
+def test_a_folder_read_again(tmp_path):
+    """Points and models as they were; what is no path says so."""
+    found = climb(tmp_path / "p", densities=(1.0, 0.5))
+    again = winnow.Path.read(tmp_path / "p", network())
+    assert again.points == found.points
+    small, same = found.load(found.points[1]), again.load(again.points[1])
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), same.parameters(), strict=True))
+    assert winnow.choose(again, max_drop=1.0) in again.points
+    with pytest.raises(FileError, match="holds no path"):
+        winnow.Path.read(tmp_path, network())
+    (tmp_path / "p" / "path.json").write_text("{")
+    with pytest.raises(FileError, match="is damaged"):
+        winnow.Path.read(tmp_path / "p", network())

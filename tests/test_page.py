@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from winnow import page
 from winnow.cli import app
 from winnow.errors import WinnowError
-from winnow.page import runs
+from winnow.page import charts, runs
 
 ROOT = Path(__file__).parents[1]
 MNIST = [ROOT / "records" / f"mnist-keep-0.02-seed{k}" for k in range(3)]
@@ -288,3 +288,52 @@ def test_what_cannot_be_drawn(trained, tmp_path):
         page.draw(runs, tmp_path / "no" / "c.svg")
     with pytest.raises(WinnowError, match="draw them apart"):
         page.draw([*runs, replace(runs[0], by_loss=True)], tmp_path / "c.svg")
+
+
+# ---- what belongs together ---------------------------------------------------------------------------------------
+
+
+def test_runs_of_other_settings_are_other_lines(trained, tmp_path):
+    """Seeds and targets make points of one line; epochs, rates and batches do not."""
+    run = page.read(trained)[0]
+
+    def with_(**changes):
+        return replace(run, record={**run.record, "options": {**run.record["options"], **changes}})
+
+    names = [r.method for r in runs.told_apart([run, with_(seed=5, keep=0.1), with_(seed=6)])]
+    assert set(names) == {run.method}
+    names = [r.method for r in runs.told_apart([run, with_(epochs=9), with_(epochs=9, seed=3)])]
+    assert names == [f"{run.method}, epochs 2", f"{run.method}, epochs 9", f"{run.method}, epochs 9"]
+
+
+def test_a_folder_without_a_record_is_named_and_left_out(trained, tmp_path):
+    (tmp_path / "broken").mkdir()
+    said = []
+    found = page.read_all([tmp_path / "broken", trained], said.append)
+    assert len(found) == 1 and "broken is no run folder" in said[0]
+    with pytest.raises(WinnowError, match="no run folder"):
+        page.read_all([tmp_path / "broken"], said.append)
+
+
+def test_a_path_of_ones_own_loop(walked, tmp_path):
+    """It has a path.json and no run.json."""
+    folder = tmp_path / "own"
+    shutil.copytree(walked, folder)
+    (folder / "run.json").unlink()
+    (run,) = page.read(folder)
+    (told,) = page.read(walked)
+    assert run.kind == "path" and run.points == told.points
+    assert page.write([run], tmp_path / "r.html").stat().st_size > 1000
+
+
+def test_what_collapses_among_many_is_out_of_view_and_counted(trained):
+    run = page.read(trained)[0]
+    point = run.points[0]
+    many = [replace(run, method=f"m{k}", points=[replace(point, score=90.0 + k)]) for k in range(7)]
+    low = replace(run, method="low", points=[replace(point, score=10.0)])
+    assert charts.out_of_view(many[:2]) == charts.out_of_view([*many[:2], low]) == 0
+    assert charts.out_of_view([*many, low]) > 0
+    low_y, high_y = charts._shown([*many, low])
+    assert 10 < low_y < 94 and high_y > 96
+    worse = [replace(r, by_loss=True, points=[replace(r.points[0], score=r.points[0].score / 100)]) for r in many]
+    assert charts._shown(worse)[0] < 0.9

@@ -12,6 +12,7 @@ import winnow
 from winnow.cli import app
 from winnow.errors import WinnowError
 from winnow.jobs import tables
+from winnow.jobs.data import Examples
 from winnow.jobs.options import Options
 from winnow.jobs.tasks import TASKS, Task, read
 
@@ -140,3 +141,34 @@ def test_damaged_data_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("WINNOW_DATA", str(tmp_path))
     with pytest.raises(WinnowError, match=r"half\.gz: damaged or cut short"):
         tables.lines_of(str(Path("text") / "half.gz"))
+
+
+LAYER = "nn.Linear(64, 24)"
+FAILS = {
+    "data": ('load("digits", say=say)', "1 / 0", "the task mine broke: ZeroDivisionError: .*task.py, line"),
+    "model": (LAYER, "nn.Linear('64', 24)", "the model of mine broke: TypeError"),
+    "forward": (LAYER, "nn.Linear(65, 24)", "training broke: RuntimeError: .* cannot be multiplied"),
+}
+
+
+@pytest.mark.parametrize("verb", ["train", "path"])
+@pytest.mark.parametrize("case", FAILS)
+def test_code_of_ones_own_that_fails(case, verb, tmp_path):
+    """One line that says where, exit code 2; a run that has begun leaves a record of it."""
+    old, new, complaint = FAILS[case]
+    file, out = tmp_path / "task.py", tmp_path / "run"
+    assert old in MINE
+    file.write_text(MINE.replace(old, new))
+    done = CliRunner().invoke(app, [verb, str(file), "--out", str(out)])
+    assert done.exit_code == 2 and "Traceback" not in done.output
+    if verb == "train":
+        assert re.search(complaint, done.stderr), done.stderr
+        assert (out / "run.json").exists() == (case == "forward")
+
+
+def test_labels_that_do_not_fit():
+    x, y = torch.zeros(4, 2), torch.tensor([0, 1, 2, 3])
+    with pytest.raises(WinnowError, match=r"training part go from 0 to 3; they must lie in \[0, classes\), and classes = 3"):
+        Examples("mine", "drawn", x, y, x, y, classes=3)
+    with pytest.raises(WinnowError, match="the test part has 4 examples and 3 labels"):
+        Examples("mine", "drawn", x, y, x, y[:3], classes=4)

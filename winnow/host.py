@@ -10,6 +10,7 @@ penalty; the coupled one is already in the pulled gradient).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -130,9 +131,10 @@ class Host:
                     optimizer.state.pop(share.weight, None)
             self._shelve(lane, {})
             self._versions[id(lane)] = lane.site.version
+        eager: Any = partial(torch.compiler.disable, reason=EAGER)  # here and not above: it costs seconds to import
         self._handles = [
-            optimizer.register_step_pre_hook(self._pre),
-            optimizer.register_step_post_hook(self._post),
+            optimizer.register_step_pre_hook(eager(self._pre)),
+            optimizer.register_step_post_hook(eager(self._post)),
             optimizer.register_state_dict_pre_hook(lambda _: self._swap_out()),  # a step may have been interrupted
             optimizer.register_load_state_dict_pre_hook(self._load_pre),
             optimizer.register_load_state_dict_post_hook(self._load_post),
@@ -153,7 +155,6 @@ class Host:
 
     # ---- one step ----------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable(reason=EAGER)  # type: ignore[no-untyped-call, untyped-decorator]
     def _pre(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self._swap_out()  # an exception may have left the last step half-way
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -200,7 +201,6 @@ class Host:
             lane.before(moment)
         self._swap_in()
 
-    @torch.compiler.disable(reason=EAGER)  # type: ignore[no-untyped-call, untyped-decorator]
     def _post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._own_groups is None:
             return

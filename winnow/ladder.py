@@ -77,6 +77,17 @@ class Path:
     points: tuple[Point, ...]
     template: nn.Module = field(repr=False)
 
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str], model: nn.Module) -> Path:
+        """The path that a folder holds, one of `winnow path` too; `model` is one as the path began with.
+
+        Raises `FileError` where there is none, or it is damaged or of a newer version.
+        """
+        place = Folder(folder)
+        if not (place / RECORD).exists():
+            raise FileError(f"{place} holds no path: it has no {RECORD}")
+        return cls(place, tuple(_stored(place / RECORD)[1]), copy.deepcopy(model))
+
     def load(self, point: Point) -> nn.Module:
         """The point's smaller model, in eval mode."""
         return load(self.folder / f"rung-{self.points.index(point)}" / SMALL, lambda: copy.deepcopy(self.template))
@@ -180,7 +191,7 @@ def choose(
     limits = {"max_latency": max_latency, "max_params": max_params, "max_macs": max_macs, "max_drop": max_drop}
     given = {name: limit for name, limit in limits.items() if limit is not None}
     if not given:
-        raise ScheduleError("pick needs a limit: max_drop=0.005, max_latency=…, max_params=… or max_macs=…")
+        raise ScheduleError("a limit is needed: max_drop=0.005, max_latency=…, max_params=… or max_macs=…")
     sizes = [_sizes(point, found.points[0], batch) for point in found.points]
     fits = [p for p, size in zip(found.points, sizes, strict=True) if all(size[name] <= given[name] for name in given)]
     if not fits:
@@ -297,8 +308,17 @@ def _begun(folder: Folder, asked: Mapping[str, Any]) -> list[Point]:
         if folder.exists() and any(p for p in folder.iterdir() if not p.name.startswith("rung-")):
             raise FileError(f"{folder} holds other files: choose another folder for the path")
         return []
+    stored, points = _stored(record)
+    if stored != dict(asked):
+        other = ", ".join(f"{k}: {stored.get(k)} there, {asked[k]} here" for k in asked if stored.get(k) != asked[k])
+        raise FileError(f"{folder} holds another path ({other}): choose another folder, or remove it")
+    return points
+
+
+def _stored(record: Folder) -> tuple[dict[str, Any], list[Point]]:
+    """What a path was asked for, and its finished points."""
     try:
-        stored = json.loads(record.read_text(encoding="utf-8"))
+        stored = dict(json.loads(record.read_text(encoding="utf-8")))
         points = [_point(**point) for point in stored.pop("points")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{record} is damaged ({error}): remove the folder, or choose another") from error
@@ -306,10 +326,7 @@ def _begun(folder: Folder, asked: Mapping[str, Any]) -> list[Point]:
         raise FileError(
             f"{record} has format {stored['format']}, newer than this Winnow reads ({FORMAT}); upgrade Winnow"
         )
-    if stored != dict(asked):
-        other = ", ".join(f"{k}: {stored.get(k)} there, {asked[k]} here" for k in asked if stored.get(k) != asked[k])
-        raise FileError(f"{folder} holds another path ({other}): choose another folder, or remove it")
-    return points
+    return stored, points
 
 
 def _point(layers: Sequence[Sequence[Any]] = (), **numbers: Any) -> Point:

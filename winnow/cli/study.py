@@ -44,6 +44,8 @@ def compare_command(
         console.print("interrupted: finished jobs are kept; the same command goes on from here", style="yellow")
         raise typer.Exit(INTERRUPTED) from None
     console.print(command.table(record))
+    if "://" not in out:
+        console.print(f"comparison: {out}; winnow report {out} makes a page of it", markup=False, soft_wrap=True)
 
 
 @app.command("worker")
@@ -66,7 +68,7 @@ def report_command(
     from winnow import page
 
     with said():
-        runs = [run for folder in folders for run in page.read(folder)]
+        runs = page.read_all(folders, lambda line: typer.echo(line, err=True))
         (page.draw if out.suffix in page.KINDS else page.write)(runs, out)
     typer.echo(f"report: {out}")
 

@@ -53,8 +53,9 @@ def train_command(
     console = Console()
     shares = {"keep": keep, "keep_macs": keep_macs, "keep_params": keep_params}
     with said():
+        name, file = words.name(data, task)
         options = table.Options(
-            words.name(data, task), task=task, how=how, where=where, penalty=penalty, p=p, depth=depth,
+            name, task=file, how=how, where=where, penalty=penalty, p=p, depth=depth,
             optimizer=optimizer, lr=lr, batch=batch, seed=seed, epochs=epochs, width=width, threads=threads,
             dense=dense, strength=strength, **shares,
         )  # fmt: skip
@@ -101,8 +102,9 @@ def path_command(
     console = Console()
     try:
         with said():
+            name, file = words.name(data, task)
             options = table.Options(
-                words.name(data, task), task=task, how=how, where=where, penalty=penalty, p=p, depth=depth,
+                name, task=file, how=how, where=where, penalty=penalty, p=p, depth=depth,
                 optimizer=optimizer, lr=lr, batch=batch, seed=seed, epochs=epochs, width=width, threads=threads,
                 **{_share(of): 1.0},  # type: ignore[arg-type]
             )  # fmt: skip

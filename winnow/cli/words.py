@@ -66,8 +66,10 @@ def said() -> Iterator[None]:
         raise typer.Exit(BAD_USAGE) from error
 
 
-def name(data: str | None, task: str | None) -> str:
-    """What the task is called."""
+def name(data: str | None, task: str | None) -> tuple[str, str | None]:
+    """What the task is called, and the file that defines it, which may stand in the name's place."""
+    if data is not None and data.endswith(".py"):
+        data, task = None, data
     if data is None and task is None:
         raise WinnowError(f"name a task ({', '.join(TASKS)}), or give --task a file that defines one")
-    return data or read(Path(task or "")).name
+    return data or read(Path(task or "")).name, task

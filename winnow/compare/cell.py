@@ -13,6 +13,7 @@ from torch import nn
 
 from winnow.errors import WinnowError
 from winnow.jobs.data import Data, Text
+from winnow.jobs.screen import Quiet, heard
 from winnow.jobs.tasks import TASKS, Task, read
 from winnow.jobs.train import evaluate
 
@@ -40,10 +41,11 @@ def run(cell: Row, scale: float, alive: Callable[[], None] = lambda: None) -> Ro
 
     setting = Setting(cell["keep"], steps, cell["value"], cell["seed"], data.sample()[0][:2])
     method = ROSTERS[cell["where"]][cell["method"]]
-    model, found = train(method, model, data, setting, task.batch, optimizer, lambda _loss: alive())
+    with heard(Quiet()) as said:
+        model, found = train(method, model, data, setting, task.batch, optimizer, lambda _loss: alive())
     loss, accuracy = evaluate(model, data)
     judged = {"loss": loss, "accuracy": 100 * accuracy, "score": -loss if task.by_loss else 100 * accuracy}
-    return {**found, **judged, "value": cell["value"], "dead_units": dead_units(model)}
+    return {**found, **judged, "value": cell["value"], "dead_units": dead_units(model), "warnings": said}
 
 
 def task_of(word: str) -> Task:

@@ -12,6 +12,7 @@ from winnow.errors import WinnowError
 from winnow.jobs.report import write_json
 
 from . import ROSTERS, league
+from .cell import task_of
 from .ours import Ours
 from .study import Plan, Row, begin, open_study, rows, work
 
@@ -47,6 +48,7 @@ def record_of(where: str) -> Row:
     """Everything a study holds, as run.json has it."""
     study = open_study(where)
     plan, found = {"where": "elements", **study.user_attrs["plan"]}, rows(study)
+    names = {word: _name(word) for word in plan["tasks"]}
     listed = {name: ROSTERS[plan["where"]][name].about for name in plan["methods"]}
     words = f"winnow compare {','.join(plan['tasks'])} --methods '{'; '.join(plan['methods'])}'"
     keeps = ",".join(f"{keep:g}" for keep in plan["keeps"])
@@ -54,11 +56,19 @@ def record_of(where: str) -> Row:
         "format": 1,
         "kind": "compare",
         "command": f"{words} --keep {keeps} --seeds {plan['seeds']} --scale {plan['scale']:g} --where {plan['where']}",
-        "plan": plan,
+        "plan": {**plan, "tasks": list(names.values())},
         "methods": listed,
         "environment": study.user_attrs["environment"],
-        "rows": found,
+        "rows": [{**row, "task": names[row["task"]]} for row in found],
     }
+
+
+def _name(word: str) -> str:
+    """What a task is called that may be given by its file, wherever that is now."""
+    try:
+        return task_of(word).name
+    except WinnowError:
+        return Path(word).stem
 
 
 def _several(where: str, jobs: int, news: News) -> None:
@@ -102,20 +112,19 @@ def table(record: Row, most: int = 3) -> Any:
 
     found = league.entries(record["rows"])
     shown = Table(title="the best of every density: mean ± spread over seeds (density obtained)")
-    for column in ("task", "keep", *(f"{place + 1}." for place in range(most))):
+    for column in ("task", "keep", "dense", *(f"{place + 1}." for place in range(most))):
         shown.add_column(column)
     for task in record["plan"]["tasks"]:
+        dense = next((f"{e.mean:.2f}" for e in found if e.task == task and e.method == "dense"), "")
         for keep in record["plan"]["keeps"]:
             order = league.ranked(found, task, keep)[:most]
-            shown.add_row(
-                task, f"{keep:g}", *(f"{e.method}\n{e.mean:.2f} ± {e.spread:.2f} ({e.density:.4g})" for e in order)
-            )
+            best = (f"{e.method}\n{e.mean:.2f} ± {e.spread:.2f} ({e.density:.4g})" for e in order)
+            shown.add_row(task, f"{keep:g}", dense, *best)
     names = ours(record)
     whole, tail = league.standing(found, names), league.standing(found, names, most=0.05)
-    shown.caption = (
-        f"Winnow's best: first in {whole.first} of {whole.cells}, within one standard deviation of first in {whole.level}; "
-        f"at 5 % and less first in {tail.first} of {tail.cells}"
-    )
+    shown.caption = f"Winnow's best: first in {whole.first} of {whole.cells}, "
+    shown.caption += f"within one standard deviation of first in {whole.level}"
+    shown.caption += f"; at 5 % and less first in {tail.first} of {tail.cells}" if tail.cells else ""
     failed = [row for row in record["rows"] if row["error"]]
     if failed:
         shown.caption += "\nfailed: " + "; ".join(

@@ -7,6 +7,7 @@ part.
 
 from __future__ import annotations
 
+import difflib
 import os
 import socket
 import time
@@ -53,8 +54,7 @@ class Plan:
             task_of(name)
         for name in self.methods:
             if name not in ROSTERS[self.where]:
-                known = ", ".join(ROSTERS[self.where])
-                raise WinnowError(f"no method {name!r} for {self.where}: choose from {known}")
+                raise WinnowError(_unknown(name, self.where))
         if not (self.tasks and self.methods and self.keeps) or self.seeds < 1 or not self.scale > 0:
             raise WinnowError("a comparison needs tasks, methods, densities, at least one seed, and a scale above 0")
         if not all(0 < keep < 1 for keep in self.keeps):
@@ -72,6 +72,14 @@ class Plan:
                 for keep in self.keeps if name != "dense" else (1.0,):
                     for seed in range(self.seeds):
                         yield {"phase": "final", **same, "keep": keep, "seed": seed, "value": None}
+
+
+def _unknown(name: str, where: str) -> str:
+    """A method that is not there, and what may have been meant."""
+    meant = difflib.get_close_matches(name, ROSTERS[where], 1)
+    elsewhere = [other for other, roster in ROSTERS.items() if name in roster]
+    hint = f"; did you mean {meant[0]!r}?" if meant else f"; --where {elsewhere[0]} has it" if elsewhere else ""
+    return f"no method {name!r} for {where}{hint} Choose from: {'; '.join(ROSTERS[where])} (separated by ;)"
 
 
 def storage_of(where: str) -> Any:
@@ -166,20 +174,27 @@ def work(where: str, run: Callable[[Row, float, Alive], Row], news: News = lambd
         try:
             value = cell["value"] if cell["phase"] == "tune" else _tuned(study, cell)
             found = run({**cell, "value": value}, scale, beat)
-        except WinnowError as error:
-            trial.set_user_attr("error", str(error))
+        except Exception as error:  # a task of the user's own may raise anything; Ctrl-C is none of these
+            words = str(error) if isinstance(error, WinnowError) else f"{type(error).__name__}: {error}"
+            trial.set_user_attr("error", words)
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            said = f"failed: {error}"
+            said = f"failed: {words}"
         else:
             trial.set_user_attr("result", found)
             study.tell(trial, found["score"])
             said = f"{found['score']:.4f}"
         done, all_of_them = len(_trials(study, "COMPLETE", "FAIL")), len(_trials(study))
         news(
-            f"{cell['task']} · {cell['method']} · {cell['keep']:g} · seed {cell['seed']} ({cell['phase']}): {said}",
+            f"{cell['task']} · {cell['method']} · {_what(cell)}: {said}",
             done,
             all_of_them,
         )
+
+
+def _what(cell: Row) -> str:
+    """A job in words."""
+    keep = "" if cell["method"] == "dense" else f"{cell['keep']:g} · "
+    return f"{keep}tuning at {cell['value']:g}" if cell["phase"] == "tune" else f"{keep}seed {cell['seed']}"
 
 
 def rows(study: Any) -> list[Row]:

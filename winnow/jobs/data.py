@@ -31,7 +31,8 @@ EVALUATE = 2048  # examples (or tokens times 8) in one forward pass without grad
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled vectors: `x` (n, features) standardised by the train part, `y` (n,) int64 in [0, classes)."""
+    """Labelled examples: `x` (n, …) float, what the model is called with, standardised by the train part; `y` (n,) int64 in
+    [0, classes); the same of the test part.  `name` and `source` are words for the record."""
 
     name: str
     source: str
@@ -40,6 +41,17 @@ class Examples:
     test_x: Tensor
     test_y: Tensor
     classes: int
+
+    def __post_init__(self) -> None:
+        """Raises `WinnowError` for parts that do not fit together."""
+        for part, x, y in (("training", self.x, self.y), ("test", self.test_x, self.test_y)):
+            if len(x) != len(y) or not len(x):
+                raise WinnowError(f"{self.name}: the {part} part has {len(x)} examples and {len(y)} labels")
+            if int(y.min()) < 0 or int(y.max()) >= self.classes:
+                raise WinnowError(
+                    f"{self.name}: labels of the {part} part go from {int(y.min())} to {int(y.max())}; they must lie in "
+                    f"[0, classes), and classes = {self.classes}"
+                )
 
     def steps(self, batch: int) -> int:
         """Minibatches in one epoch; the last may be smaller."""

@@ -6,7 +6,9 @@ A task of your own is a file that defines `TASK = Task(…)`: `winnow train --ta
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,20 @@ def find(name: str, file: str | None = None) -> Task:
     if task.name != name:
         raise WinnowError(f"{file} defines the task {task.name!r}, not {name!r}")
     return task
+
+
+@contextmanager
+def others_code(what: str) -> Iterator[None]:
+    """Whatever a user's code raises inside becomes a `WinnowError` that says where, and keeps the cause."""
+    try:
+        yield
+    except WinnowError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise WinnowError(
+            f"{what} broke: {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
+        ) from error
 
 
 def read(path: Path) -> Task:

@@ -20,6 +20,7 @@ from . import report, shrink
 from .data import Data
 from .options import COUNTS, GROUPINGS, ROUTES, Options
 from .screen import Interrupt, Quiet, heard
+from .tasks import others_code
 
 DONE, MISSED, INTERRUPTED = 0, 3, 130  # exit codes; 2 is bad usage
 COLUMNS = (
@@ -76,9 +77,11 @@ def job(options: Options, out: Path | None = None, screen: Quiet | None = None) 
     torch.set_flush_denormal(True)  # dying weights are denormal for a while, and those make a CPU crawl
     if options.threads:
         torch.set_num_threads(options.threads)
-    data = options.job.load(screen.say)
+    with others_code(f"the task {options.data}"):
+        data = options.job.load(screen.say)
     with heard(screen) as said:
-        sides = prepare(options, data)
+        with others_code(f"the model of {options.data}"):
+            sides = prepare(options, data)
         folder = report.new_folder(out, f"{options.data}-{options.how}-{options.where}-seed{options.seed}")
         screen.into(folder)
         status, problem = _train(sides, data, options, screen)
@@ -115,10 +118,11 @@ def _train(sides: list[Side], data: Data, options: Options, screen: Quiet) -> tu
     """One side after the other; how it ended, and what broke it."""
     with screen, Interrupt() as stop:
         try:
-            for side in sides:
-                fit(side, data, options, stop, screen)
-                if stop.asked:
-                    return "interrupted", None
+            with others_code("training"):
+                for side in sides:
+                    fit(side, data, options, stop, screen)
+                    if stop.asked:
+                        return "interrupted", None
         except WinnowError as error:
             return "failed", error
     return "done", None

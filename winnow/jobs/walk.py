@@ -18,6 +18,7 @@ from . import report, shrink
 from .data import Data
 from .options import COUNTS, GROUPINGS, ROUTES, Options
 from .screen import Interrupt, Quiet, heard
+from .tasks import others_code
 from .train import Side, evaluate, make_optimizer, one_step
 
 LOOKS = 100  # lines of a rung in the history
@@ -47,13 +48,15 @@ def walk(
     torch.set_flush_denormal(True)
     if options.threads:
         torch.set_num_threads(options.threads)
-    data = options.job.load(screen.say)
+    with others_code(f"the task {options.data}"):
+        data = options.job.load(screen.say)
     folder = out or Folder("runs") / f"path-{options.data}-{options.how}-{options.where}-seed{options.seed}"
     screen.into(folder)
     torch.manual_seed(options.seed)
-    model = shrink.make(options, data)
+    with others_code(f"the model of {options.data}"):
+        model = shrink.make(options, data)
     where = GROUPINGS[options.where](model, shrink.example_of(data), COUNTS[options.target[0]][1])
-    with heard(screen) as said, screen, Interrupt() as stop:
+    with heard(screen) as said, screen, Interrupt() as stop, others_code("the path"):
         loop = _Loop(options, data, screen, stop, folder)
         found = winnow.path(
             model,
@@ -161,14 +164,16 @@ def table(record: dict[str, Any]) -> Any:
     shown = Table(title=f"{options['data']} · {options['how']} · {options['where']} · seed {options['seed']}")
     by_loss = record["by_loss"]
     batches = list(points[0]["speedup"])
-    for column in ("density", "loss" if by_loss else "accuracy", "parameters", "nonzero", "MACs", "bytes"):
+    for column in ("asked", "density", "loss" if by_loss else "accuracy", "parameters", "nonzero", "MACs", "bytes"):
         shown.add_column(column, justify="right")
     for batch in batches:
         shown.add_column(f"faster at {batch}", justify="right")
     for p in points:
         judged = f"{-p['score']:.4f}" if by_loss else f"{p['score']:.2f} %"
         sizes = [f"{p[key]:,}" for key in ("parameters", "nonzero", "macs", "bytes")]
-        shown.add_row(f"{p['density']:.4g}", judged, *sizes, *(f"{p['speedup'][b]:.2f}×" for b in batches))
+        shown.add_row(
+            f"{p['asked']:g}", f"{p['density']:.4g}", judged, *sizes, *(f"{p['speedup'][b]:.2f}×" for b in batches)
+        )
     return shown
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .html import write
-from .runs import Run, read
+from .runs import Run, read, read_all
 from .still import KINDS, draw
 
-__all__ = ["KINDS", "Run", "draw", "read", "write"]
+__all__ = ["KINDS", "Run", "draw", "read", "read_all", "write"]

@@ -67,17 +67,27 @@ def tradeoff(runs: Sequence[Run]) -> Chart:
     return {"data": {"values": rows}, "layer": [*([band] if several else []), line, dots]}
 
 
+MANY = 6  # methods from which on those that collapse need not be in view at first
+
+
 def _shown(runs: Sequence[Run]) -> list[float]:
-    """The scores in view at first: all of the better half of the methods; what collapses leaves through the floor."""
+    """The scores in view at first: all of the better half of many methods; what collapses leaves through the floor."""
     sign = -1.0 if runs[0].by_loss else 1.0
-    worst = [
-        min(sign * p.score for p in run.points if p.kept > 0) for run in runs if any(p.kept > 0 for p in run.points)
-    ]
+    worst: dict[str, float] = {}
+    for run in runs:
+        for p in run.points:
+            worst[run.method] = min(worst.get(run.method, float("inf")), sign * p.score)
     best = max(sign * p.score for run in runs for p in run.points)
-    floor = sorted(worst)[len(worst) // 2]
+    floor = sorted(worst.values())[len(worst) // 2 if len(worst) >= MANY else 0]
     margin = 0.05 * (best - floor) or 1.0
     low, high = sign * (floor - margin), sign * (best + margin)
     return [min(low, high), max(low, high)]
+
+
+def out_of_view(runs: Sequence[Run]) -> int:
+    """How many points are not in view at first."""
+    low, high = _shown(runs)
+    return sum(not low <= p.score <= high for run in runs for p in run.points)
 
 
 def history(run: Run, fields: Mapping[str, str], title: str, log: bool = False) -> Chart:

@@ -19,6 +19,7 @@ from .runs import Run
 
 HERE = Path(__file__).parent
 STYLE, SCRIPT = "page.css", "page.js"
+WHAT = {"elements": "single weights", "channels": "whole units, shares of the parameters"}
 LONG = 30  # letters of a cell that may be broken over lines
 MOST, LEAST = 6000, 40  # lines of history, of all runs and of one
 
@@ -109,6 +110,7 @@ def _curves(runs: Sequence[Run]) -> str:
         for by_loss in sorted({run.by_loss for run in found}):
             these = [run for run in found if run.by_loss == by_loss]
             words = f"{task}: {these[0].measure} against how many times smaller"
+            words += f"; {gone} points lie out of view: zoom out" if (gone := charts.out_of_view(these)) else ""
             parts.append(f"<h3>{escape(task)}</h3>" + chart(charts.tradeoff(these), f"curve-{task}", words))
     return f'<section id="curves"><h2>What it costs to be smaller</h2>{"".join(parts)}</section>'
 
@@ -122,12 +124,15 @@ def _comparisons(runs: Sequence[Run]) -> str:
             [
                 task,
                 f"{keep:g}",
+                next((f"{e.mean:.2f}" for e in found if e.task == task and e.method == "dense"), ""),
                 *(f"{e.method}: {e.mean:.2f} ± {e.spread:.2f}" for e in league.ranked(found, task, keep)[:4]),
             ]
             for task in record["plan"]["tasks"]
             for keep in record["plan"]["keeps"]
         ]
-        parts.append("<h3>League table</h3>" + table(["task", "keep", "1.", "2.", "3.", "4."], rows))
+        places = [f"{place}." for place in range(1, max(map(len, rows)) - 2)]
+        what = WHAT[record["plan"].get("where", "elements")]
+        parts.append(f"<h3>League table: {what}</h3>" + table(["task", "keep", "dense", *places], rows))
         failed = [
             [r["task"], r["method"], f"{r['keep']:g}", r["seed"], r["error"]] for r in record["rows"] if r["error"]
         ]
@@ -231,6 +236,8 @@ def _ms(timing: Mapping[str, Any]) -> str:
 
 
 def _made(record: Mapping[str, Any]) -> str:
+    if record["environment"] is None:
+        return ""
     environment = record["environment"]
     rows = [("command", record["command"])]
     rows += [("seed", record["seed"]), ("data", _list(record["data"]))] if "data" in record else []

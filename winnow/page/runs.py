@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 
 from winnow.errors import WinnowError
+from winnow.ladder import RECORD
 
 FORMAT = 1
 GRID = 48  # cells of a weight's picture along each side, at most
+
+
+class Missing(WinnowError):
+    """A folder without a record."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +54,65 @@ class Run:
         return "loss" if self.by_loss else "accuracy %"
 
 
+def read_all(folders: Sequence[Path], say: Callable[[str], None]) -> list[Run]:
+    """All runs of all folders, lines of one method told apart where their settings differ.
+
+    A folder without a record, as a training that broke at once leaves it, is named to `say` and left out; where none has
+    one, that is raised.
+    """
+    found: list[Run] = []
+    for folder in folders:
+        try:
+            found += read(folder)
+        except Missing as missing:
+            say(f"left out: {missing}")
+            last = missing
+    if not found:
+        raise last
+    return told_apart(found)
+
+
+def told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of one task and method whose settings differ get those into their names; seeds and targets may differ."""
+    out = []
+    for run in runs:
+        same = [other for other in runs if (other.task, other.method) == (run.task, run.method)]
+        mine, theirs = _settings(run), [_settings(other) for other in same]
+        differ = [key for key in mine if any(other.get(key) != mine[key] for other in theirs)]
+        words = ", ".join(f"{key} {mine[key]}" for key in differ if mine[key] is not None)
+        out.append(replace(run, method=f"{run.method}, {words}") if words else run)
+    return out
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What must be equal for two runs to be points of one line."""
+    if run.kind == "compare":
+        return {"scale": run.record["plan"]["scale"]}
+    free = {"seed", "dense", "threads", "keep", "keep_macs", "keep_params", "strength", "data", "task", "how", "where"}
+    return {key: value for key, value in run.record.get("options", {}).items() if key not in free}
+
+
 def read(folder: Path) -> list[Run]:
     """A folder that `winnow train`, `winnow path` or `winnow compare` wrote; the last holds a run per task and method.
 
     Raises `WinnowError`: it is none, is damaged, or comes from a newer Winnow.
     """
     path = folder / "run.json"
+    if not path.exists() and (folder / RECORD).exists():
+        path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] > FORMAT:
             raise WinnowError(
                 f"{path} has format {record['format']}, newer than this Winnow reads ({FORMAT}); upgrade it"
             )
+        if path.name == RECORD:
+            return [_climbed(folder, record)]
         if record.get("kind") == "compare":
             return _comparison(folder, record)
         return [(_path if record.get("kind") == "path" else _train)(folder, record)]
     except FileNotFoundError as error:
-        raise WinnowError(f"{folder} is no run folder: it has no run.json") from error
+        raise Missing(f"{folder} is no run folder: it has no run.json") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, WinnowError):
             raise
@@ -114,6 +161,14 @@ def _path(folder: Path, record: dict[str, Any]) -> Run:
     return Run(folder.name, "path", options["data"], method, record["by_loss"], points, *args)
 
 
+def _climbed(folder: Path, record: dict[str, Any]) -> Run:
+    """A path of the user's own loop, which has no more than its path.json; scores are the user's."""
+    words = {"how": record["how"], "where": record["where"], "data": record["model"]}
+    made = {"command": "winnow.path(…)", "environment": None}
+    found = _path(folder, {**record, **made, "options": words, "by_loss": False})
+    return replace(found, method=f"path: {record['how']}")
+
+
 def _comparison(folder: Path, record: dict[str, Any]) -> list[Run]:
     """Seeds are points of one run; x is the density asked for, so that they meet."""
     runs = []
@@ -126,7 +181,8 @@ def _comparison(folder: Path, record: dict[str, Any]) -> list[Run]:
             Point(r["keep"], -r["score"] if by_loss else r["score"], {key: r.get(key) for key in keys}) for r in rows
         ]
         kept = {f"{row['keep']:g}": [(name, share, 1.0) for name, share in row["layers"].items()] for row in rows}
-        runs.append(Run(folder.name, "compare", task, method, by_loss, points, record, [], kept, {}))
+        name = method + ", units" * (record["plan"].get("where") == "channels")
+        runs.append(Run(folder.name, "compare", task, name, by_loss, points, record, [], kept, {}))
     return runs
 
 
