@@ -3,7 +3,7 @@
     python bench/tuning.py digits,isolet,wine --routes "gating, D = 3" --pulls 0.1,0.3,1,3,0 --out records/tuning-pull.json
     python bench/tuning.py digits,isolet,wine --optimizers sgd,adamw --rates 0.5,1,2 --out records/tuning-rate.json
 
-A rate is a factor of the task's own for that optimizer; a pull of 0 is `Toward`'s default.  Every split draws its own test
+A rate is a factor of the task's own for that optimizer; a pull of 0 is 0.3, `Toward`'s default.  Every split draws its own test
 part, initial weights and minibatches.  The record is written as it grows, and the same command goes on from there.
 """
 
@@ -35,7 +35,7 @@ class Pulled(Attached):
 
     def __init__(self, model: Any, optimizer: Any, setting: Setting, how: winnow.Route) -> None:
         super(Attached, self).__init__(model, optimizer, setting)
-        when = winnow.Toward(setting.keep, setting.steps, pull=setting.value or None)
+        when = winnow.Toward(setting.keep, setting.steps, pull=setting.value or 0.3)
         self.run = winnow.attach(model, optimizer, how=how, where=winnow.Elements(), when=when)
 
 

@@ -64,6 +64,7 @@ def _section(these: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[str]:
     yield _table(found, mine, these)
     yield WHEN
     yield _when(found, mine)
+    yield _advice(found, mine)
     yield "Made with:"
     yield "\n".join(_made(folder, record) for folder, record in these)
 
@@ -112,6 +113,21 @@ def _when(found: Sequence[league.Entry], mine: Sequence[str]) -> str:
         name = f"**{method}**" if method in mine else method
         shown[f"| {name} | {' | '.join(parts)} |"] = mean(ranks)
     return "\n".join([*lines, *sorted(shown, key=lambda line: shown[line])])
+
+
+def _advice(found: Sequence[league.Entry], mine: Sequence[str]) -> str:
+    """Which of Winnow's routes to take when, by the mean rank."""
+    lines = []
+    for words, low, high in RANGES:
+        cells = sorted({(e.task, e.keep) for e in found if e.method != "dense" and low < e.keep <= high})
+        orders = [[e.method for e in league.ranked(found, task, keep)] for task, keep in cells]
+        if not orders:
+            continue
+        ranks = {name: mean([1 + order.index(name) if name in order else len(order) for order in orders]) for name in mine}
+        best = sorted(ranks, key=lambda name: ranks[name])[:2]
+        said = [f"{name} ({ranks[name]:.1f})" for name in best]
+        lines.append(f"- **{words}** kept: {said[0]}, then {said[1]}.")
+    return "\n".join(["Which route when, by mean rank over these tasks:", "", *lines])
 
 
 def _made(folder: Path, record: dict[str, Any]) -> str:

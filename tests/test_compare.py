@@ -5,7 +5,10 @@ import math
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from winnow.compare import METHODS, STRUCTURED, Setting, command, density, leagu
 from winnow.compare import study as study_module
 from winnow.compare.base import Made, Training, cubic, largest, weights_of
 from winnow.compare.cell import held_out
+from winnow.compare.ours import toward
 from winnow.compare.rivals import RigL, erdos_renyi
 from winnow.compare.structured import GroupLasso
 from winnow.compare.study import Plan, begin, open_study, rows, work
@@ -205,6 +209,12 @@ def test_the_number_that_is_tuned_matters_for_units(name):
     assert shapes[0] != shapes[1] or any(
         not torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True)
     )
+
+
+@pytest.mark.parametrize(("keep", "pull"), [(0.5, 0.3), (0.05, 0.4), (0.02, 1.0), (0.001, 1.0)])
+def test_how_hard_a_route_pulls(keep, pull):
+    """0.3, more where little is kept, 1 at most; times the value tuned."""
+    assert toward(Setting(keep, 100, 3.0)).pull == pytest.approx(3 * pull)
 
 
 def test_units_need_an_example():
@@ -469,3 +479,9 @@ def test_tuning_never_sees_the_test_part():
     text = Text("t", "drawn", torch.arange(1000) % 7, torch.full((100,), 9), "abcdefghij", 8)
     held = held_out(text)
     assert len(held.train) == 900 and len(held.test) == 100 and not bool((held.test == 9).any())
+
+
+def test_the_league_page_is_what_the_records_say():
+    script = Path(__file__).parents[1] / "scripts" / "league.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -329,7 +329,7 @@ def test_a_path_of_ones_own_loop(walked, tmp_path):
 def test_what_collapses_among_many_is_out_of_view_and_counted(trained):
     run = page.read(trained)[0]
     point = run.points[0]
-    many = [replace(run, method=f"m{k}", points=[replace(point, score=90.0 + k)]) for k in range(7)]
+    many = [replace(run, method=f"m{k}", points=[replace(point, score=90.0 + k)]) for k in range(8)]
     low = replace(run, method="low", points=[replace(point, score=10.0)])
     assert charts.out_of_view(many[:2]) == charts.out_of_view([*many[:2], low]) == 0
     assert charts.out_of_view([*many, low]) > 0
@@ -337,3 +337,11 @@ def test_what_collapses_among_many_is_out_of_view_and_counted(trained):
     assert 10 < low_y < 94 and high_y > 96
     worse = [replace(r, by_loss=True, points=[replace(r.points[0], score=r.points[0].score / 100)]) for r in many]
     assert charts._shown(worse)[0] < 0.9
+
+
+def test_only_some_methods(walked, trained):
+    found = page.read_all([walked, trained], print)
+    names = [run.method for run in found]
+    assert [run.method for run in page.only(found, [f" {names[1]} "])] == [names[1]]
+    with pytest.raises(WinnowError, match="no run has the method 'prayer': choose from"):
+        page.only(found, ["prayer"])

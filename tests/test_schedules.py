@@ -1,7 +1,6 @@
 """Schedules by themselves: what they say over time, against their formulas."""
 
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -41,14 +40,9 @@ def test_the_cap_falls_with_the_cube_of_the_time_left():
     assert when.freeze(Clock(step=50)) is None and when.freeze(Clock(step=600)) == 0.2 and when.freeze(Clock(step=610)) is None
 
 
-@pytest.mark.parametrize(("density", "pull"), [(1.0, 0.3), (0.2, 0.3), (0.05, 0.4), (0.04, 0.5), (0.02, 1.0), (0.001, 1.0)])
-def test_the_usual_pull_by_density(density, pull):
-    """0.3, but a fiftieth over the density where that is more, and 1 at most; a pull given is taken as it is."""
-    when = Toward(density, 1000)
-    assert when.tug == pytest.approx(pull)
-    assert replace(when, pull=0.7).tug == 0.7 and replace(when, pull=0.0).tug == 0.0
-    unit = 0.25
-    assert told(when, 200, Gauge(balance=unit))[0] == pytest.approx(pull * unit if density < 1 else 0.0)
+@pytest.mark.parametrize("pull", [0.0, 0.3, 0.7])
+def test_the_pull_is_a_share_of_the_unit(pull):
+    assert told(Toward(0.2, 1000, pull=pull), 200, Gauge(balance=0.25))[0] == pytest.approx(pull * 0.25)
 
 
 def test_the_dose_of_a_run_is_bounded():

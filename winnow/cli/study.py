@@ -63,12 +63,14 @@ def report_command(
     out: Annotated[Path, typer.Option(help="The HTML file; .svg or .png draws the trade-off curves alone.")] = Path(
         "report.html"
     ),
+    methods: Annotated[str | None, typer.Option(help="Only these, separated by ;", show_default="all")] = None,
 ) -> None:
     """One HTML file about some runs: curves, layers, training, weights, speed. It needs no network."""
     from winnow import page
 
     with said():
         runs = page.read_all(folders, lambda line: typer.echo(line, err=True))
+        runs = page.only(runs, methods.split(";")) if methods else runs
         (page.draw if out.suffix in page.KINDS else page.write)(runs, out)
     typer.echo(f"report: {out}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -14,13 +13,16 @@ import winnow
 
 from .base import Method, Setting, Training
 
-PULLS = (0.3, 1.0, 3.0)  # times the default
+PULLS, USUAL, FEW = (0.3, 1.0, 3.0), 0.3, 0.02
 
 
 def toward(setting: Setting) -> winnow.Toward:
-    """The target, pulled to as hard as is tuned."""
-    usual = winnow.Toward(setting.keep, setting.steps)
-    return dataclasses.replace(usual, pull=setting.value * usual.tug)
+    """The target, pulled to as hard as is tuned: in units of 0.3, and of up to 1 where little is kept.
+
+    In the tail of a small network a stronger pull is worth much, and the value is tuned at the middle density.
+    """
+    usual = min(1.0, max(USUAL, FEW / setting.keep))
+    return winnow.Toward(setting.keep, setting.steps, pull=setting.value * usual)
 
 
 class Attached(Training):
@@ -38,7 +40,7 @@ class Attached(Training):
 @final
 @dataclass(frozen=True)
 class Ours(Method):
-    """A route; what is tuned is how hard `Toward` pulls, in units of its default."""
+    """A route; what is tuned is how hard `Toward` pulls."""
 
     make: Callable[[nn.Module, torch.optim.Optimizer, Setting, winnow.Route], Training]
     how: winnow.Route

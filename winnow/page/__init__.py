@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .html import write
-from .runs import Run, read, read_all
+from .runs import Run, only, read, read_all
 from .still import KINDS, draw
 
-__all__ = ["KINDS", "Run", "draw", "read", "read_all", "write"]
+__all__ = ["KINDS", "Run", "draw", "only", "read", "read_all", "write"]

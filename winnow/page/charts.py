@@ -33,11 +33,12 @@ def tradeoff(runs: Sequence[Run]) -> Chart:
         for p in run.points
         if p.kept > 0
     ]
-    measure = runs[0].measure
+    measure, seen = runs[0].measure, [row["times smaller"] for row in rows]
+    many = len({run.method for run in runs}) > MANY
     x = {
         "field": "times smaller",
         "type": "quantitative",
-        "scale": {"type": "log", "nice": False},
+        "scale": {"type": "log", "nice": False, "domain": [min(seen) / ROOM, max(seen) * ROOM]},
         "title": "times smaller",
     }
     scale = {"zero": False, "domain": _shown(runs), "nice": True}
@@ -59,15 +60,16 @@ def tradeoff(runs: Sequence[Run]) -> Chart:
         "encoding": {"x": x, "y": score, "color": colour},
     }
     dots = {
-        "mark": {"type": "point", "filled": True, "size": 45, "clip": True},
+        "mark": {"type": "point", "filled": True, "size": 20 if many else 45, "clip": True},
         "encoding": {"x": x, "y": score, "color": colour, "tooltip": tips},
         "params": [ZOOM],
     }
     several = len({run.method for run in runs}) < len(runs) or any(run.kind == "compare" for run in runs)
-    return {"data": {"values": rows}, "layer": [*([band] if several else []), line, dots]}
+    return {"data": {"values": rows}, "layer": [*([band] if several and not many else []), line, dots]}
 
 
-MANY = 6  # methods from which on those that collapse need not be in view at first
+MANY = 7  # methods; of more, those that collapse need not be in view at first, and spreads would hide the lines
+ROOM = 1.08  # beside the outermost points
 
 
 def _shown(runs: Sequence[Run]) -> list[float]:
@@ -78,7 +80,7 @@ def _shown(runs: Sequence[Run]) -> list[float]:
         for p in run.points:
             worst[run.method] = min(worst.get(run.method, float("inf")), sign * p.score)
     best = max(sign * p.score for run in runs for p in run.points)
-    floor = sorted(worst.values())[len(worst) // 2 if len(worst) >= MANY else 0]
+    floor = sorted(worst.values())[len(worst) // 2 if len(worst) > MANY else 0]
     margin = 0.05 * (best - floor) or 1.0
     low, high = sign * (floor - margin), sign * (best + margin)
     return [min(low, high), max(low, high)]

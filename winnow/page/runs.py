@@ -72,6 +72,15 @@ def read_all(folders: Sequence[Path], say: Callable[[str], None]) -> list[Run]:
     return told_apart(found)
 
 
+def only(runs: Sequence[Run], methods: Sequence[str]) -> list[Run]:
+    """The runs of these methods. Raises `WinnowError` for one that none has."""
+    wanted, known = [name.strip() for name in methods], list(dict.fromkeys(run.method for run in runs))
+    for name in wanted:
+        if name not in known:
+            raise WinnowError(f"no run has the method {name!r}: choose from {'; '.join(known)} (separated by ;)")
+    return [run for run in runs if run.method in wanted]
+
+
 def told_apart(runs: Sequence[Run]) -> list[Run]:
     """Runs of one task and method whose settings differ get those into their names; seeds and targets may differ."""
     out = []

@@ -9,9 +9,6 @@ from typing import final
 from winnow.errors import ScheduleError
 from winnow.schedules.base import Clock, Gauge, Schedule, nonnegative
 
-GENTLE, FEW = 0.3, 0.02
-"""The usual pull, and the density from which on down it is 1: measured on digits, MNIST and Wine, docs/schedules.md."""
-
 
 @final
 @dataclass(frozen=True)
@@ -23,9 +20,8 @@ class Toward(Schedule):
     - A cap on the density falls from 1 to `density` (cubically, from `begin` to 1 − `heal` of the run); every `every`
       steps the groups of smallest norm beyond the cap are set to zero for good.
     - Meanwhile the penalty prepares what is cut next.  Its strength is gentle by two measures that need no tuning:
-      its pull on the median live group is at most `pull` of the last gradients' (None: 0.3, and 1 where a fiftieth or
-      less is kept: the fewer stay, the clearer they must stand out), and its dose λ·Σlr/(1−μ) over the whole run
-      stays below `dose`.  It halves whenever groups die ahead of the cap and recovers slowly: the density
+      its pull on the median live group is at most `pull` of the last gradients', and its dose λ·Σlr/(1−μ) over the
+      whole run stays below `dose`.  It halves whenever groups die ahead of the cap and recovers slowly: the density
       is corrected from above only, as zeros do not come back.
     - At 1 − `heal` the zeros are frozen, the penalty is off, and the rest heals.
 
@@ -36,7 +32,7 @@ class Toward(Schedule):
     steps: int
     heal: float = 0.4
     begin: float = 0.1
-    pull: float | None = None
+    pull: float = 0.3
     dose: float = 1.0
     every: int = 0
 
@@ -51,13 +47,8 @@ class Toward(Schedule):
             raise ScheduleError(f"need begin >= 0, heal >= 0 and begin + heal < 1, got {self.begin} and {self.heal}")
         if self.every < 0:
             raise ScheduleError(f"every must be a number of steps >= 0 (0: a hundredth of the run), got {self.every}")
-        nonnegative("pull", self.tug)
+        nonnegative("pull", self.pull)
         nonnegative("dose", self.dose)
-
-    @property
-    def tug(self) -> float:
-        """`pull`, or what None stands for."""
-        return min(1.0, max(GENTLE, FEW / self.density)) if self.pull is None else self.pull
 
     @property
     def last(self) -> int:
@@ -86,7 +77,7 @@ class Toward(Schedule):
         ceiling = self.dose / (rate * self.last) if rate > 0 else 0.0
         alive, share = gauge.density(), clock.memory.get("share", 1.0)
         share = 0.5 * share if alive < 0.95 * self.cap(clock.step) else min(1.0, 1.15 * share)
-        strength = min(self.tug * unit, ceiling) * share if alive > 1.02 * self.density else 0.0
+        strength = min(self.pull * unit, ceiling) * share if alive > 1.02 * self.density else 0.0
         return {"unit": unit, "rate": rate, "share": share, "strength": strength}
 
     def freeze(self, clock: Clock) -> float | None:
