@@ -63,7 +63,7 @@ class Watch:
                 "invariant",
                 f"{_some(names)} feed a normalisation: the loss does not change with their scale, so a penalty shrinks "
                 "useful and useless groups alike and only the normalisation's ε and finite steps tell them apart. "
-                "Penalise the affine weight behind the normalisation instead, e.g. where={'*bn*.weight': Elements()}",
+                "Penalise the affine weight behind the normalisation instead: where=Channels(example) does, for whole units",
             )
 
     def layers(self, rows: Sequence[tuple[str, int, int]], step: int, target: float | None) -> None:

@@ -122,8 +122,9 @@ def heard(screen: Quiet) -> Iterator[list[str]]:
             if not issubclass(category, WinnowWarning):
                 usual(message, category, *rest, **more)
                 return
-            said.append(str(message))
-            screen.say(f"warning: {message}")
+            if str(message) not in said:  # a path's rungs would all say the same
+                said.append(str(message))
+                screen.say(f"warning: {message}")
 
         warnings.showwarning = show
         yield said
