@@ -9,7 +9,8 @@ from torch import nn
 import winnow
 from winnow import Decay, Elements, Gating, Hyperbolic, Masking, recipes
 
-NAMES = [name for name, f in inspect.getmembers(recipes, inspect.isfunction) if f.__module__ == recipes.__name__]
+OURS = [name for name, f in inspect.getmembers(recipes, inspect.isfunction) if f.__module__ == recipes.__name__]
+NAMES = [name for name in OURS if name != "best"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -17,7 +18,8 @@ def test_it_trains(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    words = recipes.pilot(epochs=2) if name == "pilot" else getattr(recipes, name)()
+    given = {"pilot": {"epochs": 2}, "auto": {"optimizer": optimizer, "density": 0.5, "steps": 50}}.get(name, {})
+    words = getattr(recipes, name)(**given)
     before = [w.clone() for w in model.parameters()]
     run = winnow.attach(model, optimizer, **words, fused=False)
     x, y = torch.randn(16, 6), torch.randn(16, 3)
@@ -34,8 +36,19 @@ def test_it_trains(name):
 
 
 def test_what_they_say():
-    assert len(NAMES) == 8
+    assert len(NAMES) == 9
     assert recipes.sign_in() == {"how": Masking(1.0), "where": Elements(), "when": 0.0}
     assert recipes.ham() == {"how": Hyperbolic(200.0, rescale=False), "where": Elements(), "when": 1e-3}
     assert recipes.p_norm_decay()["how"] == Decay(winnow.Lp(0.8), rescale=False)
     assert recipes.d_gating()["how"] == Gating(depth=3)
+
+
+@pytest.mark.parametrize(("kind", "where", "route"), [
+    (torch.optim.SGD, None, Decay(winnow.LogSum(2.0))),
+    (torch.optim.SGD, Elements(), Decay(winnow.LogSum(2.0))),
+    (torch.optim.SGD, winnow.Rows(), Gating(depth=3)),
+    (torch.optim.AdamW, None, Gating(depth=3)),
+])  # fmt: skip
+def test_auto_takes_what_did_best(kind, where, route):
+    words = recipes.auto(kind([nn.Parameter(torch.ones(2, 2))], lr=0.1), density=0.1, steps=70, where=where)
+    assert words == {"how": route, "where": where or Elements(), "when": winnow.Toward(0.1, 70)}

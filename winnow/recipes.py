@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.optim import Optimizer
+
 from winnow.groups import Elements, Grouping, Rows
 from winnow.penalties import LogSum, Lp, Penalty
-from winnow.routes import Decay, Dropout, Gating, Hyperbolic, Masking
-from winnow.schedules import Feedback, Schedule
+from winnow.routes import Decay, Dropout, Gating, Hyperbolic, Masking, Route
+from winnow.schedules import Feedback, Schedule, Toward
 from winnow.sites import Where
 from winnow.starts import Balanced, Truncated
 
@@ -76,3 +78,17 @@ def p_norm_decay(p: float = 0.8, strength: Schedule | float = 8e-4, where: Group
 def adaptive_dropout(penalty: Penalty | None = None, strength: Schedule | float = 1e-3) -> Words:
     """Adaptive dropout (LeJeune et al., arXiv 2106.07769) with the notebooks' LogSum(2) and tolerance 0.05."""
     return {"how": Dropout(penalty or LogSum(2.0)), "where": Elements(), "when": strength}
+
+
+def auto(optimizer: Optimizer, density: float, steps: int, where: Where | None = None) -> Words:
+    """Toward a density by the route that did best under equal steps and equal tuning: docs/league.md has the evidence."""
+    adaptive = "betas" in optimizer.param_groups[0]
+    how = best(adaptive, single=where is None or isinstance(where, Elements))
+    return {"how": how, "where": where or Elements(), "when": Toward(density, steps)}
+
+
+def best(adaptive: bool, single: bool) -> Route:
+    """The route `auto` takes: `adaptive`, the optimizer has a second moment; `single`, single weights go, not whole groups."""
+    if single and not adaptive:
+        return Decay(LogSum(2.0))
+    return Gating(depth=3)

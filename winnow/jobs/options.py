@@ -32,6 +32,7 @@ ROUTES: dict[str, Callable[[Any], Any]] = {
     ),
     "masking": lambda _options: winnow.Masking(beta=1.0),
     "dropout": lambda o: winnow.Dropout(PENALTIES[o.penalty or "logsum"](o.p)),
+    "auto": lambda o: winnow.recipes.best(o.optimizer == "adamw", single=o.where == "elements"),
 }
 
 # one line per grouping: model, example, what counts -> what attach takes as `where`
@@ -162,8 +163,8 @@ class Options:
         if self.depth is not None and self.penalty is not None:
             raise WinnowError("--depth D is --penalty lp with p = 2/D: give one of the two")
         if self.penalty is not None:
-            if self.how == "masking":
-                raise WinnowError("--how masking has a penalty of its own: leave --penalty out")
+            if self.how in ("masking", "auto"):
+                raise WinnowError(f"--how {self.how} has a penalty of its own: leave --penalty out")
             _choose("penalty", self.penalty, PENALTIES)
         if self.p is not None and (self.penalty or {"decay": "lp"}.get(self.how)) != "lp":
             raise WinnowError("--p is the exponent of --penalty lp: add that")

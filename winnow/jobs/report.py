@@ -133,7 +133,8 @@ def table(record: dict[str, Any]) -> Any:
     from rich.text import Text
 
     options, dense, sparse = record["options"], record.get("dense"), record.get("sparse")
-    words = [options["data"], options["how"], options["where"], f"seed {options['seed']}"]
+    how = f"auto: {record['route']}" if options["how"] == "auto" else options["how"]
+    words = [options["data"], how, options["where"], f"seed {options['seed']}"]
     shown = Table(title=" · ".join(words) + f" · {record['steps']} steps", title_justify="left")
     shown.add_column("")
     for name, side in (("dense", dense), ("sparse", sparse)):

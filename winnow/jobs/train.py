@@ -247,6 +247,7 @@ def _record(options: Options, data: Data, sides: list[Side], status: str) -> dic
         "environment": report.environment(),
         "data": data.describe(),
         "by_loss": options.job.by_loss,
+        "route": repr(ROUTES[options.how](options)),
         "steps": (options.epochs or 0) * data.steps(options.batch or 0),
         "dense": results.get("dense"),
         "sparse": results["sparse"],
