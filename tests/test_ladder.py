@@ -142,7 +142,7 @@ def test_pick_keeps_the_limits(tmp_path):
     assert score(model) == fifth.score and not model.training
     with pytest.raises(ScheduleError, match=r"no point keeps within .*'max_params': 3.*max_params=\d+"):
         winnow.choose(found, max_params=3)
-    with pytest.raises(ScheduleError, match="needs a limit"):
+    with pytest.raises(ScheduleError, match="a limit is needed"):
         winnow.choose(found)
     with pytest.raises(ScheduleError, match="no latency was measured at batch 7: choose from 4"):
         winnow.choose(found, max_latency=1.0, batch=7)
