@@ -339,6 +339,15 @@ def test_what_collapses_among_many_is_out_of_view_and_counted(trained):
     assert charts._shown(worse)[0] < 0.9
 
 
+def test_a_long_legend_does_not_eat_the_plot(trained):
+    """The height grows with the lines of the legend, which stands below."""
+    run = page.read(trained)[0]
+    heights = [charts.tradeoff([replace(run, method=f"m{k}") for k in range(n)])["height"] for n in (1, 2, 14)]
+    assert [h - heights[0] for h in heights] == [0, 0, 6 * charts.LINE]
+    long = charts.tradeoff([replace(run, method=f"{k}" * 30) for k in range(3)])
+    assert long["height"] == charts.HEIGHT + 3 * charts.LINE
+
+
 def test_only_some_methods(walked, trained):
     found = page.read_all([walked, trained], print)
     names = [run.method for run in found]

@@ -34,7 +34,8 @@ def tradeoff(runs: Sequence[Run]) -> Chart:
         if p.kept > 0
     ]
     measure, seen = runs[0].measure, [row["times smaller"] for row in rows]
-    many = len({run.method for run in runs}) > MANY
+    names = {run.method for run in runs}
+    many, columns = len(names) > MANY, 2 if max(map(len, names)) <= SHORT else 1
     x = {
         "field": "times smaller",
         "type": "quantitative",
@@ -47,7 +48,7 @@ def tradeoff(runs: Sequence[Run]) -> Chart:
         "field": "method",
         "type": "nominal",
         "scale": {"range": COLOURS},
-        "legend": {"orient": "bottom", "columns": 1, "symbolOpacity": 1},
+        "legend": {"orient": "bottom", "columns": columns, "symbolOpacity": 1},
     }
     keys = [key for key in rows[0] if key not in ("times smaller", "score")]
     tips = [{"field": "score", "title": measure, "format": ".4f"}, *({"field": key} for key in keys)]
@@ -65,11 +66,13 @@ def tradeoff(runs: Sequence[Run]) -> Chart:
         "params": [ZOOM],
     }
     several = len({run.method for run in runs}) < len(runs) or any(run.kind == "compare" for run in runs)
-    return {"data": {"values": rows}, "layer": [*([band] if several and not many else []), line, dots]}
+    layers = [*([band] if several and not many else []), line, dots]
+    return {"data": {"values": rows}, "height": HEIGHT + LINE * -(-len(names) // columns), "layer": layers}
 
 
 MANY = 7  # methods; of more, those that collapse need not be in view at first, and spreads would hide the lines
 ROOM = 1.08  # beside the outermost points
+HEIGHT, LINE, SHORT = 300, 18, 24  # pixels without the legend, and of each of its lines; letters that go beside others
 
 
 def _shown(runs: Sequence[Run]) -> list[float]:
