@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 CUT = 0.6
 """Share of the steps after which the methods that cut once do so; the rest heals, as `Toward`'s default has it."""
+OFTEN = 100  # cuts in a run
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,13 @@ def cubic(step: int, first: int, last: int, keep: float) -> float:
     """Zhu and Gupta's (2017) density at a step: from 1 at `first` to `keep` at `last`."""
     left = min(1.0, max(0.0, (last - step) / max(last - first, 1)))
     return keep + (1 - keep) * left**3
+
+
+def gradual(step: int, setting: Setting) -> float | None:
+    """The density that a gradual method cuts to after this step, a hundred times in a run; None for "not now"."""
+    first, last = round(0.1 * setting.steps), round(CUT * setting.steps)
+    now = first < step <= last and (step % max(1, setting.steps // OFTEN) == 0 or step == last)
+    return cubic(step, first, last, setting.keep) if now else None
 
 
 def density(weights: Sequence[Tensor]) -> float:

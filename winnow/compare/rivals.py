@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from winnow.errors import WinnowError
 
-from .base import CUT, Made, Masked, Method, Setting, Training, cubic, largest
+from .base import CUT, OFTEN, Made, Masked, Method, Setting, Training, gradual, largest
 
 RATES = (0.3, 1.0, 3.0)
-OFTEN = 100  # cuts in a run
 REGROWN, UNTIL = 0.3, 0.75
 """RigL's share of connections moved at first, and the share of the steps after which it stops (Evci et al. 2020)."""
 
@@ -44,10 +43,7 @@ class Gradual(Masked):
     """The smallest weights go, a few at a time, on a cubic schedule (Zhu and Gupta 2017); what is gone may not come back."""
 
     def after(self, step: int) -> None:
-        first, last = round(0.1 * self.setting.steps), round(CUT * self.setting.steps)
-        every = max(1, self.setting.steps // OFTEN)
-        if first < step <= last and (step % every == 0 or step == last):
-            keep = cubic(step, first, last, self.setting.keep)
+        if (keep := gradual(step, self.setting)) is not None:
             self.hold(largest([w.detach().abs() for w in self.weights], keep))
         self.apply()
 

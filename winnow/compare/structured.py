@@ -15,9 +15,9 @@ from winnow.errors import WinnowError
 from winnow.smaller.remove import lowest, magnitude
 from winnow.units import UnitLayer, read_units, weight, zero_units
 
-from .base import CUT, Made, Setting, Training, cubic
+from .base import CUT, OFTEN, Made, Setting, Training, gradual
 from .ours import PULLS, Ours, toward
-from .rivals import OFTEN, RATES
+from .rivals import RATES
 
 HALVINGS = 14  # of the pruning ratio, to come down to a share of the parameters
 
@@ -98,10 +98,8 @@ class Gradual(Held):
     """The smallest units go, a few at a time, on a cubic schedule of the parameters left."""
 
     def after(self, step: int) -> None:
-        first, last = round(0.1 * self.setting.steps), round(CUT * self.setting.steps)
-        every = max(1, self.setting.steps // OFTEN)
-        if first < step <= last and (step % every == 0 or step == last):
-            self.by_size(cubic(step, first, last, self.setting.keep))
+        if (keep := gradual(step, self.setting)) is not None:
+            self.by_size(keep)
         self.hold()
 
 
