@@ -19,7 +19,7 @@ PULLS, USUAL, FEW = (0.3, 1.0, 3.0), 0.3, 0.02
 def toward(setting: Setting) -> winnow.Toward:
     """The target, pulled to as hard as is tuned: in units of 0.3, and of up to 1 where little is kept.
 
-    In the tail of a small network a stronger pull is worth much, and the value is tuned at the middle density.
+    The value is tuned at the middle density alone; the fewer weights stay, the clearer they must stand out.
     """
     usual = min(1.0, max(USUAL, FEW / setting.keep))
     return winnow.Toward(setting.keep, setting.steps, pull=setting.value * usual)
