@@ -16,7 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from winnow.cli import app
-from winnow.compare import METHODS, STRUCTURED, Setting, command, density, league, train
+from winnow.compare import METHODS, STRUCTURED, Setting, cell, command, density, league, train
 from winnow.compare import study as study_module
 from winnow.compare.base import Made, Training, cubic, largest, weights_of
 from winnow.compare.cell import held_out
@@ -438,6 +438,27 @@ def test_from_the_command_line_on_real_data(optuna, tmp_path):
     assert "Winnow's best: first in" in done.output.replace("\n", " ")
     assert CliRunner().invoke(app, ["worker", str(tmp_path / "c")]).exit_code == 0
     assert CliRunner().invoke(app, ["worker", str(tmp_path / "nowhere")]).exit_code == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weight_decay_reaches_every_method(method):
+    """The same optimizer for all: on digits (SGD) a strong decay changes what each of them leaves."""
+    job = {"task": "digits", "where": "elements", "method": method, "phase": "final", "seed": 0}
+    job |= {"keep": 0.2, "value": METHODS[method].values[0]}
+    losses = {cell.run(job, {"scale": 0.05, "weight_decay": decay})["loss"] for decay in (0.0, 0.0, 1e-2)}
+    assert len(losses) == 2
+
+
+def test_a_plan_from_before_there_was_weight_decay(optuna, tmp_path):
+    study = begin(str(tmp_path), Plan(**PLAN))
+    old = {word: value for word, value in study.user_attrs["plan"].items() if word != "weight_decay"}
+    study.set_user_attr("plan", old)
+    assert "weight-decay" not in command.record_of(str(tmp_path))["command"]
+    begin(str(tmp_path), Plan(**PLAN))
+    with pytest.raises(WinnowError, match="holds another comparison"):
+        begin(str(tmp_path), Plan(**PLAN, weight_decay=1e-4))
+    with pytest.raises(WinnowError, match="weight decay must be"):
+        Plan(**PLAN, weight_decay=-1.0).check()
 
 
 def test_a_task_of_ones_own(optuna, tmp_path):

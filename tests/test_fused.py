@@ -12,6 +12,8 @@ from winnow import Columns, Decay, Elements, Gating, LogSum, Lp, Masking, Rows
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "sgd, L2": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1),
+    "adam, L2": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
 }
 ROUTES = {
     "gating elements": (Gating(depth=3), Elements()),

@@ -4,6 +4,7 @@ Every law holds for every route under both optimizers; a new route joins `ROUTES
 """
 
 import copy
+import functools
 import io
 import itertools
 import warnings
@@ -718,13 +719,63 @@ class Bare(nn.Sequential):
         super().__init__(nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False))
 
 
-@every_pair
-def test_the_optimizers_own_decay_touches_no_penalised_weight(route, optimizer):
+@pytest.mark.parametrize("optimizer", ["adamw", "counting"])
+@pytest.mark.parametrize("route", [route for route in ROUTES if route != "decay adaptive"])
+def test_a_decoupled_or_unknown_decay_touches_no_penalised_weight(route, optimizer, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "counting", Counting)
     with_decay = Trial(route, optimizer, net=Bare, weight_decay=0.5)
     without = Trial(route, optimizer, net=Bare, weight_decay=0.0)
     same(with_decay.steps(4).model.state_dict(), without.steps(4).model.state_dict())
     same(with_decay.optimizer.state_dict()["state"], without.optimizer.state_dict()["state"])
     assert with_decay.optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
+class Ridged(Trial):
+    """The L2 penalty in the loss instead of in the optimizer."""
+
+    strength = 0.5
+
+    def loss(self, step=None, rows=slice(None)):
+        return super().loss(step, rows) + self.strength / 2 * sum(w.square().sum() for w in self.model.parameters())
+
+
+COUPLED = {
+    "sgd": torch.optim.SGD,
+    "nesterov": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "adam": functools.partial(torch.optim.Adam, betas=(0.8, 0.9)),
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
+
+
+@pytest.mark.parametrize("optimizer", COUPLED)
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_coupled_decay_is_l2_on_the_weight(route, optimizer, monkeypatch):
+    """On factors too: the loss's L2 goes through the chain rule, the optimizer's decay of a factor would not."""
+    if route == "decay adaptive" and optimizer != "adam":
+        pytest.skip("this route needs Adam's second moments")
+    monkeypatch.setitem(OPTIMIZERS, "coupled", COUPLED[optimizer])
+    decayed = Trial(route, "coupled", net=Bare, lr=0.02, weight_decay=Ridged.strength).steps(6)
+    told = Ridged(route, "coupled", net=Bare, lr=0.02).steps(6)
+    bare = Trial(route, "coupled", net=Bare, lr=0.02).steps(6)
+    same(decayed.model.state_dict(), told.model.state_dict(), rtol=1e-9, atol=1e-12)
+    assert differ(decayed.model[0].weight.detach(), bare.model[0].weight.detach())
+    a, b = decayed.run.certificate(decayed.loss), told.run.certificate(told.loss)
+    assert a.residual_active == pytest.approx(b.residual_active, rel=1e-7)
+    assert a.loss == pytest.approx(b.loss, rel=1e-7)
+    assert a.loss > float(decayed.loss().detach())
+
+
+@every_route
+def test_the_losss_own_gradient_is_left_after_a_step_with_decay(route):
+    optimizer = "adamw" if route == "decay adaptive" else "sgd"
+    trial, bare = (Trial(route, optimizer, net=Bare, weight_decay=wd).steps(1) for wd in (0.5, 0.0))
+    same([p.grad for p in trial.model.parameters()], [p.grad for p in bare.model.parameters()])
+
+
+def test_an_optimizer_that_maximizes_is_refused():
+    with pytest.raises(WinnowError, match="maximizes"):
+        Trial("gating rows", "sgd", maximize=True)
 
 
 @every_pair

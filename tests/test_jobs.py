@@ -122,6 +122,7 @@ BAD = {
     "--epochs 0": "positive number, got 0",
     "--batch -5": "positive number, got -5",
     "--lr 0": "positive number, got 0",
+    "--weight-decay -1": "--weight-decay must be a positive number, got -1",
     "--seed -1": "--seed must be in",
 }
 

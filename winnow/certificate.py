@@ -79,13 +79,15 @@ def certify(
     strengths: tuple[float, float],
     threshold: float,
     closure: Callable[[], Tensor] | None,
+    ridges: Sequence[float],
 ) -> Certificate:
     """Measure at `strengths` = (λ now, λ₀ under which the zeros were chosen); norms ≤ `threshold` are dead.
 
-    A closure's gradients are its own and leave the weights' `.grad` alone.
+    A closure's gradients are its own and leave the weights' `.grad` alone.  `ridges`: per lane, the strength of the
+    optimizer's own L2, which belongs to L.
     """
     strength, chosen = strengths
-    loss, grads = _gradients(lanes, closure)
+    loss, grads = _with_ridges(lanes, ridges, *_gradients(lanes, closure))
     penalty = sum(float(how.penalty.value(_norm(lane)).double().sum()) * lane.site.groups.scale for lane in lanes)
     alive = [_norm(lane) > threshold for lane in lanes]
     active, zero, pull, near, total = 0.0, 0.0, 0.0, 0, 0
@@ -135,6 +137,19 @@ def _gradients(lanes: Sequence[Lane], closure: Callable[[], Tensor] | None) -> t
         return None, None if any(g is None for g in grads) else [g for g in grads if g is not None]
     whole_grads = zip(grads, lanes, strict=True)
     return float(loss.detach()), [torch.zeros_like(lane.site.theta) if g is None else g for g, lane in whole_grads]
+
+
+@torch.no_grad()
+def _with_ridges(
+    lanes: Sequence[Lane], ridges: Sequence[float], loss: float | None, grads: list[Tensor] | None
+) -> tuple[float | None, list[Tensor] | None]:
+    """L and its gradients with λ₂/2·‖w‖² of every weight."""
+    thetas = [lane.site.theta.detach() for lane in lanes]
+    if loss is not None:
+        loss += sum(r / 2 * float(theta.double().square().sum()) for r, theta in zip(ridges, thetas, strict=True) if r)
+    if grads is not None:
+        grads = [g + r * theta if r else g for g, r, theta in zip(grads, ridges, thetas, strict=True)]
+    return loss, grads
 
 
 @torch.no_grad()

@@ -108,9 +108,10 @@ class Fused:
         inner = [state[name] for name in lane.coordinates()] or [state]
         rule, read = (adam, _adam_states) if "betas" in moment.group else (sgd, _sgd_states)
         numbers, states = read(xs or [theta], inner, moment, kept)
-        h = _tensor((*numbers, moment.strength * groups.scale), theta.dtype, theta.device)
+        h = _tensor((*numbers, moment.ridge, moment.strength * groups.scale), theta.dtype, theta.device)
         at, per = kept.look_up(groups, xs, states)
-        kind = (motion, rule, groups.inside, len(groups.view) if groups.inside else 1, len(per[0]), len(xs))
+        rank = len(groups.view) if groups.inside else 1
+        kind = (motion, rule, bool(moment.ridge), groups.inside, rank, len(per[0]), len(xs))
         whole, gates = self.compiled[kind] = _passes(*kind)
         theta, g = _view(groups, theta), _view(groups, lane.site.theta.grad)
         ready = gates(theta, g, at, per, h) if gates else []
@@ -138,12 +139,12 @@ def _tensor(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> Tenso
 
 @functools.cache
 def _passes(
-    motion: Motion, rule: Update, inside: tuple[int, ...], rank: int, states: int, factors: int
+    motion: Motion, rule: Update, ridged: bool, inside: tuple[int, ...], rank: int, states: int, factors: int
 ) -> tuple[Callable[..., None], Callable[..., list[Tensor]] | None]:
     """The compiled weight's pass and, where gates are shared by a group, the gates' pass before it; for every run."""
     split = _plain(inside)
-    gates = _compile(_gates(motion, rule, split)) if inside and factors > 1 else None
-    return _compile(_pass(motion, rule, split)), gates
+    gates = _compile(_gates(motion, rule, split, ridged)) if inside and factors > 1 else None
+    return _compile(_pass(motion, rule, split, ridged)), gates
 
 
 def _view(groups: Groups, x: Tensor) -> Tensor:
@@ -165,7 +166,7 @@ def _compile(run: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(own, dynamic=True, options={"size_asserts": False})
 
 
-def _pass(motion: Motion, rule: Update, split: Split) -> Callable[..., None]:
+def _pass(motion: Motion, rule: Update, split: Split, ridged: bool) -> Callable[..., None]:
     def run(
         seen: Tensor | None,
         theta: Tensor,
@@ -176,6 +177,7 @@ def _pass(motion: Motion, rule: Update, split: Split) -> Callable[..., None]:
         ready: list[Tensor],
     ) -> None:
         at = xs or [theta]  # the same tensor must not be passed twice
+        g = g + h[-2] * theta if ridged else g
         fresh: dict[int, list[Tensor]] = {}
 
         def move(index: int, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,12 +195,13 @@ def _pass(motion: Motion, rule: Update, split: Split) -> Callable[..., None]:
     return run
 
 
-def _gates(motion: Motion, rule: Update, split: Split) -> Callable[..., list[Tensor]]:
+def _gates(motion: Motion, rule: Update, split: Split, ridged: bool) -> Callable[..., list[Tensor]]:
     """The small factors' new values, in a pass of their own: their gradient needs a sum over the group, and the
     weight's pass, which needs them, is then one loop. What concerns the weight is dropped by the compiler."""
 
     def run(theta: Tensor, g: Tensor, xs: list[Tensor], states: list[list[Tensor]], h: Tensor) -> list[Tensor]:
         fresh: dict[int, list[Tensor]] = {}
+        g = g + h[-2] * theta if ridged else g
 
         def move(index: int, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             if not index:

@@ -4,7 +4,7 @@ Between two steps the optimizer is an ordinary one: `param_groups` hold the mode
 gradient scalers, clipping and schedulers see what they always see, and everything of ours lies under the key "winnow":
 tensors in `optimizer.state[weight]`, numbers in `param_groups[0]`.  Only while `step` runs do the factors stand in the
 weights' places, in groups of the same settings but without weight decay (a decoupled decay on a factor would change the
-penalty; the coupled one is already in the pulled gradient).
+penalty; the coupled one is L2 on the weight, and is already in the pulled gradient).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from winnow import checkpoint
 from winnow.checkpoint import KEY
 from winnow.errors import AttachError, GradientError, warn
 from winnow.fused import Fused
-from winnow.routes.base import Lane, Moment, WeightLane, flow_rate
+from winnow.routes.base import Lane, Moment, WeightLane, flow_rate, ridge_of
 from winnow.routes.factored import FactoredLane
 from winnow.schedules import Clock
 from winnow.watch import check_finite
@@ -90,8 +90,8 @@ class Host:
         return bool(self.record["frozen"])
 
     def moment(self, lane: Lane, scale: float | Tensor = 1.0) -> Moment:
-        record = self.record
-        return Moment(record["strength"], record["step"], self.group(lane), scale)
+        record, group = self.record, self.group(lane)
+        return Moment(record["strength"], record["step"], group, scale, ridge_of(self.optimizer, group))
 
     def rate(self) -> float:
         """Flow rate of the coming step, averaged over the weights."""
@@ -199,6 +199,8 @@ class Host:
         self._grads = [(lane, moment, lane.site.theta.grad) for lane, moment in self._active]
         for lane, moment in self._active:
             lane.before(moment)
+            if isinstance(lane, WeightLane):
+                lane.site.theta.grad = moment.whole_gradient(lane.site.theta)
         self._swap_in()
 
     def _post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -18,7 +18,7 @@ from winnow.cut import smallest, whole
 from winnow.errors import AttachError, ScheduleError, warn
 from winnow.fused import Fused
 from winnow.host import Host
-from winnow.routes.base import Lane, Route, WeightLane
+from winnow.routes.base import Lane, Route, WeightLane, group_of, ridge_of
 from winnow.routes.masking import rebalance
 from winnow.schedules import Clock, Constant, Schedule
 from winnow.sites import Where, find_sites
@@ -44,7 +44,8 @@ def attach(
     outputs are unchanged.  `how` is a route (`Gating(depth=3)`), `where` a grouping for every weight of two or more
     dimensions or a mapping from name pattern to grouping, `when` a strength λ, a schedule, or a target
     (`Toward(density=0.1, steps=10_000)`).  `fused=None` takes the compiled one-pass step where it pays, `True` insists
-    on it, `False` never does.  The penalised weights' own `weight_decay` is off while attached.
+    on it, `False` never does.  A coupled `weight_decay` (SGD's, Adam's) is L2 on the weight, part of L; a decoupled one
+    (AdamW's) is off for penalised weights while attached.
 
     Raises `AttachError`, `GroupError`, `PenaltyError` or `ScheduleError` before anything is changed.
     """
@@ -82,6 +83,11 @@ def _check_optimizer(optimizer: Optimizer) -> None:
         raise AttachError(
             f"{type(optimizer).__name__} cannot carry factors (it takes several looks at the loss, or sparse gradients); "
             "use SGD, Adam, AdamW or any other first-order optimizer"
+        )
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise AttachError(
+            "this optimizer maximizes, but F(w) = L(w) + λΩ(w) is to be minimised; give minus the objective as loss, "
+            "and maximize=False"
         )
     if KEY in optimizer.param_groups[0]:
         raise AttachError(
@@ -264,7 +270,8 @@ class Run:
 
     def certificate(self, closure: Callable[[], Tensor] | None = None) -> Certificate:
         """How well F was solved. `closure` returns the whole training loss; without it the last gradients left are used."""
-        return certify(self._lanes, self.how, (self.strength, self._pressed), self.threshold, closure)
+        ridges = [ridge_of(self.optimizer, group_of(self.optimizer, lane.site.anchor)) for lane in self._lanes]
+        return certify(self._lanes, self.how, (self.strength, self._pressed), self.threshold, closure, ridges)
 
     def cut(self, density: float) -> None:
         """Keep the largest groups by norm up to `density`, at least one per weight; zero the rest for good."""

@@ -24,6 +24,7 @@ def compare_command(
         str, typer.Option(help="elements: single weights. channels: whole units, densities are of the parameters.")
     ] = "elements",
     scale: Annotated[float, typer.Option(help="Times every task's epochs, for all methods alike.")] = 1.0,
+    weight_decay: Annotated[float, typer.Option(help="The optimizers' own, for all methods alike.")] = 0.0,
     jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 1,
     out: Annotated[str, typer.Option(help="Folder, or an Optuna storage's URL.")] = "runs/compare",
 ) -> None:
@@ -38,7 +39,7 @@ def compare_command(
     try:
         with said(), Tally(console) as news:
             names = [name.strip() for name in methods.split(";")] if methods else list(ROSTERS.get(where, ()))
-            plan = Plan(command.listed(tasks), names, command.listed(keep, float), seeds, scale, where)
+            plan = Plan(command.listed(tasks), names, command.listed(keep, float), seeds, scale, where, weight_decay)
             record = command.compare(plan, out, jobs, news)
     except KeyboardInterrupt:
         console.print("interrupted: finished jobs are kept; the same command goes on from here", style="yellow")

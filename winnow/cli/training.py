@@ -34,6 +34,7 @@ def train_command(
     depth: words.Depth = None,
     optimizer: words.Optimizer = None,
     lr: words.Rate = None,
+    weight_decay: words.WeightDecay = 0.0,
     batch: words.Batch = None,
     seed: words.Seed = 0,
     epochs: words.Epochs = None,
@@ -56,8 +57,8 @@ def train_command(
         name, file = words.name(data, task)
         options = table.Options(
             name, task=file, how=how, where=where, penalty=penalty, p=p, depth=depth,
-            optimizer=optimizer, lr=lr, batch=batch, seed=seed, epochs=epochs, width=width, threads=threads,
-            dense=dense, strength=strength, **shares,
+            optimizer=optimizer, lr=lr, weight_decay=weight_decay, batch=batch, seed=seed, epochs=epochs, width=width,
+            threads=threads, dense=dense, strength=strength, **shares,
         )  # fmt: skip
         outcome = train.job(options, out, live.screen(console, tensorboard))
     console.print(report.table(outcome.record))
@@ -84,6 +85,7 @@ def path_command(
     depth: words.Depth = None,
     optimizer: words.Optimizer = None,
     lr: words.Rate = None,
+    weight_decay: words.WeightDecay = 0.0,
     batch: words.Batch = None,
     seed: words.Seed = 0,
     epochs: words.Epochs = None,
@@ -105,8 +107,8 @@ def path_command(
             name, file = words.name(data, task)
             options = table.Options(
                 name, task=file, how=how, where=where, penalty=penalty, p=p, depth=depth,
-                optimizer=optimizer, lr=lr, batch=batch, seed=seed, epochs=epochs, width=width, threads=threads,
-                **{_share(of): 1.0},  # type: ignore[arg-type]
+                optimizer=optimizer, lr=lr, weight_decay=weight_decay, batch=batch, seed=seed, epochs=epochs,
+                width=width, threads=threads, **{_share(of): 1.0},  # type: ignore[arg-type]
             )  # fmt: skip
             shown = live.screen(console, tensorboard)
             record = walk.walk(options, walk.densities_of(densities, points), out, shown, cost)

@@ -34,6 +34,7 @@ P = Annotated[float | None, typer.Option(help="Exponent of --penalty lp.", show_
 Depth = Annotated[float | None, typer.Option(help="Gating: factors per weight.", show_default="3")]
 Optimizer = Annotated[str | None, typer.Option(help="sgd | adamw", show_default="by task")]
 Rate = Annotated[float | None, typer.Option(help="Peak rate; cosine to 0.", show_default="by task")]
+WeightDecay = Annotated[float, typer.Option(help="The optimizer's own; AdamW's is off for penalised weights.")]
 Batch = Annotated[int | None, typer.Option(help="Minibatch size.", show_default="by task")]
 Seed = Annotated[int, typer.Option(help="Of the weights, the batches and everything drawn.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the data, dense.", show_default="by task")]

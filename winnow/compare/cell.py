@@ -23,21 +23,24 @@ Row = dict[str, Any]
 HELD = 10  # one in so many of the training part is held out for tuning
 
 
-def run(cell: Row, scale: float, alive: Callable[[], None] = lambda: None) -> Row:
-    """Train and judge; `score` is higher where better: accuracy in %, or minus the loss. `alive` is called every step."""
+def run(cell: Row, plan: Row, alive: Callable[[], None] = lambda: None) -> Row:
+    """Train and judge, by the plan's `scale` and `weight_decay`; `alive` is called every step.
+
+    `score` is higher where better: accuracy in %, or minus the loss.
+    """
     task = task_of(cell["task"])
     data = loaded(cell["task"])
     data = held_out(data) if cell["phase"] == "tune" else data
-    steps = max(1, round(scale * task.epochs * data.steps(task.batch)))
+    steps = max(1, round(plan["scale"] * task.epochs * data.steps(task.batch)))
     torch.set_flush_denormal(True)
     torch.manual_seed(cell["seed"])
     model = task.model(data, task.width)
 
     def optimizer(model: nn.Module, factor: float) -> torch.optim.Optimizer:
-        rate = factor * task.lr[task.optimizer]
+        rate, decay = factor * task.lr[task.optimizer], plan["weight_decay"]
         if task.optimizer == "sgd":
-            return torch.optim.SGD(model.parameters(), rate, momentum=0.9)
-        return torch.optim.AdamW(model.parameters(), rate, weight_decay=0.0)
+            return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay)
+        return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
 
     setting = Setting(cell["keep"], steps, cell["value"], cell["seed"], data.sample()[0][:2])
     method = ROSTERS[cell["where"]][cell["method"]]

@@ -14,7 +14,7 @@ from winnow.jobs.report import write_json
 from . import ROSTERS, league
 from .cell import task_of
 from .ours import Ours
-from .study import Plan, Row, begin, open_study, rows, work
+from .study import Plan, Row, begin, open_study, plan_of, rows, work
 
 News = Callable[[str, int, int], None]
 
@@ -47,15 +47,17 @@ def worker(where: str, news: News = lambda *_: None) -> None:
 def record_of(where: str) -> Row:
     """Everything a study holds, as run.json has it."""
     study = open_study(where)
-    plan, found = {"where": "elements", **study.user_attrs["plan"]}, rows(study)
+    plan, found = plan_of(study), rows(study)
     names = {word: _name(word) for word in plan["tasks"]}
     listed = {name: ROSTERS[plan["where"]][name].about for name in plan["methods"]}
     words = f"winnow compare {','.join(plan['tasks'])} --methods '{'; '.join(plan['methods'])}'"
     keeps = ",".join(f"{keep:g}" for keep in plan["keeps"])
+    words += f" --keep {keeps} --seeds {plan['seeds']} --scale {plan['scale']:g} --where {plan['where']}"
+    words += f" --weight-decay {plan['weight_decay']:g}" if plan["weight_decay"] else ""
     return {
         "format": 1,
         "kind": "compare",
-        "command": f"{words} --keep {keeps} --seeds {plan['seeds']} --scale {plan['scale']:g} --where {plan['where']}",
+        "command": words,
         "plan": {**plan, "tasks": list(names.values())},
         "methods": listed,
         "environment": study.user_attrs["environment"],

@@ -8,6 +8,7 @@ part.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import socket
 import time
@@ -34,7 +35,7 @@ News = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared. `scale` multiplies every task's epochs, for all methods alike.
+    """What is compared. `scale` multiplies every task's epochs, for all methods alike; so is `weight_decay`, the optimizer's.
 
     A task is a built-in one's name or the file of a user's own; `where` is "elements" or "channels": what vanishes.
     """
@@ -45,6 +46,7 @@ class Plan:
     seeds: int = 3
     scale: float = 1.0
     where: str = "elements"
+    weight_decay: float = 0.0
 
     def check(self) -> Plan:
         """Itself; raises `WinnowError` for names that do not exist and numbers that make no sense."""
@@ -57,6 +59,8 @@ class Plan:
                 raise WinnowError(_unknown(name, self.where))
         if not (self.tasks and self.methods and self.keeps) or self.seeds < 1 or not self.scale > 0:
             raise WinnowError("a comparison needs tasks, methods, densities, at least one seed, and a scale above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise WinnowError(f"the weight decay must be finite and >= 0, got {self.weight_decay}")
         if not all(0 < keep < 1 for keep in self.keeps):
             raise WinnowError(f"densities must lie in (0, 1), got {list(self.keeps)}; dense is a method")
         return self
@@ -109,7 +113,7 @@ def begin(where: str, plan: Plan) -> Any:
     study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
     asked = {"format": FORMAT, **asdict(plan), "tasks": list(plan.tasks), "methods": list(plan.methods)}
     asked["keeps"] = list(plan.keeps)
-    stored = study.user_attrs.get("plan")
+    stored = plan_of(study) if "plan" in study.user_attrs else None
     _readable(where, stored)
     if stored is not None and stored["format"] < FORMAT:
         raise WinnowError(
@@ -146,17 +150,25 @@ def open_study(where: str) -> Any:
     return study
 
 
+def plan_of(study: Any) -> Row:
+    """The stored plan, with what was not asked yet when it was made."""
+    return {"where": "elements", "weight_decay": 0.0, **study.user_attrs["plan"]}
+
+
 def _readable(where: str, plan: Row | None) -> None:
     if plan is not None and plan["format"] > FORMAT:
         raise WinnowError(f"{where} has format {plan['format']}, newer than this Winnow reads ({FORMAT}); upgrade it")
 
 
-def work(where: str, run: Callable[[Row, float, Alive], Row], news: News = lambda *_: None) -> None:
-    """Take jobs until none is left. A job that fails is told as failed, with its error, and the rest goes on."""
+def work(where: str, run: Callable[[Row, Row, Alive], Row], news: News = lambda *_: None) -> None:
+    """Take jobs until none is left, each `run(cell, plan, alive)`.
+
+    A job that fails is told as failed, with its error, and the rest goes on.
+    """
     import optuna
 
     study = open_study(where)
-    scale = study.user_attrs["plan"]["scale"]
+    plan = plan_of(study)
     while _trials(study, "WAITING"):
         trial = study.ask()
         cell = trial.user_attrs.get("cell")
@@ -173,7 +185,7 @@ def work(where: str, run: Callable[[Row, float, Alive], Row], news: News = lambd
             continue
         try:
             value = cell["value"] if cell["phase"] == "tune" else _tuned(study, cell)
-            found = run({**cell, "value": value}, scale, beat)
+            found = run({**cell, "value": value}, plan, beat)
         except Exception as error:  # a task of the user's own may raise anything; Ctrl-C is none of these
             words = str(error) if isinstance(error, WinnowError) else f"{type(error).__name__}: {error}"
             trial.set_user_attr("error", words)

@@ -85,6 +85,7 @@ class Options:
     depth: float | None = None
     optimizer: str | None = None
     lr: float | None = None
+    weight_decay: float = 0.0
     batch: int | None = None
     seed: int = 0
     epochs: int | None = None
@@ -170,11 +171,11 @@ class Options:
             raise WinnowError("--p is the exponent of --penalty lp: add that")
 
     def _check_numbers(self) -> None:
-        for word in ("strength", "lr", "batch", "epochs", "width", "threads"):
+        for word in ("strength", "lr", "weight_decay", "batch", "epochs", "width", "threads"):
             value = getattr(self, word)
-            low_ok = word == "strength" and value == 0
+            low_ok = word in ("strength", "weight_decay") and value == 0
             if value is not None and not (low_ok or (value > 0 and math.isfinite(value))):
-                raise WinnowError(f"--{word} must be a positive number, got {value:g}")
+                raise WinnowError(f"--{word.replace('_', '-')} must be a positive number, got {value:g}")
         if self.target and not 0 < self.target[1] <= 1:
             word, value = self.target
             raise WinnowError(f"--{word.replace('_', '-')} is the share to keep, in (0, 1], got {value:g}")

@@ -129,10 +129,11 @@ def _train(sides: list[Side], data: Data, options: Options, screen: Quiet) -> tu
 
 
 def make_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
-    """The user's optimizer: SGD with momentum 0.9, or AdamW; no decay of its own, on either side."""
+    """The user's optimizer, the same on either side: SGD with momentum 0.9, or AdamW."""
+    same: Any = {"lr": options.lr or 0.0, "weight_decay": options.weight_decay}
     if options.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=options.lr or 0.0, momentum=0.9)
-    return torch.optim.AdamW(model.parameters(), lr=options.lr or 0.0, weight_decay=0.0, fused=True)
+        return torch.optim.SGD(model.parameters(), momentum=0.9, **same)
+    return torch.optim.AdamW(model.parameters(), fused=True, **same)
 
 
 def fit(side: Side, data: Data, options: Options, stop: Interrupt, screen: Quiet) -> None:

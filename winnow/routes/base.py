@@ -9,6 +9,7 @@ from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
+from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop
 
 from winnow.errors import AttachError
 from winnow.groups import Groups, Split
@@ -115,6 +116,13 @@ class Moment:
     """The optimizer's parameter group of the weight: learning rate, betas, …"""
     scale: float | Tensor = 1.0
     """Gradients are this many times too large (fused optimizers under a gradient scaler)."""
+    ridge: float = 0.0
+    """The optimizer's own coupled weight decay: L2 on the weight, part of L."""
+
+    def whole_gradient(self, theta: Tensor) -> Tensor:
+        """The loss's gradient (itself, not a copy) or, with a ridge, a new tensor: that of the loss and its L2."""
+        assert theta.grad is not None
+        return theta.grad + self.ridge * self.scale * theta.detach() if self.ridge else theta.grad
 
     @property
     def rate(self) -> float:
@@ -127,6 +135,20 @@ def flow_rate(group: Mapping[str, Any]) -> float:
     if "momentum" in group and "dampening" in group:
         return lr * (1 - float(group["dampening"] if group["momentum"] else 0)) / (1 - float(group["momentum"]))
     return lr
+
+
+COUPLED = (SGD, Adam, NAdam, RAdam, Adamax, RMSprop, Adagrad, Adadelta, ASGD)
+"""Optimizers whose `weight_decay` is added to the gradient, unless a group says otherwise."""
+
+
+def ridge_of(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
+    """λ₂ of the L2 penalty λ₂/2·‖w‖² that a group's `weight_decay` stands for: itself if coupled, 0 if decoupled or unknown.
+
+    A decoupled decay is the penalty of no objective that all routes share: on factors it would be Lp(2/D).
+    """
+    if type(optimizer) not in COUPLED or group.get("decoupled_weight_decay"):
+        return 0.0
+    return float(group["weight_decay"])
 
 
 class Motion(Protocol):
@@ -262,10 +284,10 @@ class Route(ABC):
     """The Ω whose stationary points the route reaches."""
 
     @abstractmethod
-    def lane(self, site: Site, optimizer: torch.optim.Optimizer) -> Lane:
+    def lane(self, site: Site, optimizer: Optimizer) -> Lane:
         """Open the route for one weight; raises `AttachError` where it is not defined, before anything is changed."""
 
-    def check(self, site: Site, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 - optional
+    def check(self, site: Site, optimizer: Optimizer) -> None:  # noqa: B027 - optional
         """Raise `AttachError` if the route is not defined for this weight or optimizer; touches nothing."""
 
     @property
@@ -279,7 +301,7 @@ class Route(ABC):
         return 0.0
 
 
-def group_of(optimizer: torch.optim.Optimizer, theta: Tensor) -> dict[str, Any]:
+def group_of(optimizer: Optimizer, theta: Tensor) -> dict[str, Any]:
     """The parameter group that holds `theta`; raises `AttachError` if none does."""
     for group in optimizer.param_groups:
         if any(p is theta for p in group["params"]):

@@ -70,8 +70,7 @@ class FactoredLane(Lane):
     @torch.no_grad()
     def before(self, moment: Moment) -> None:
         theta, factors = self.site.theta, self.tensors()
-        assert theta.grad is not None
-        g = theta.grad.to(factors[0].dtype)
+        g = moment.whole_gradient(theta).to(factors[0].dtype)
         grads = self.factorisation.pull(g, factors, self.site.groups, moment.strength * moment.scale)
         for factor, grad in zip(self.factors.values(), grads, strict=True):
             factor.grad = grad

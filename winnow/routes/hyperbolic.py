@@ -63,13 +63,13 @@ class HyperbolicLane(WeightLane):
         self.gradient: Tensor | None = None
 
     def before(self, moment: Moment) -> None:
-        g = self.site.theta.grad
-        self.gradient = None if g is None else g / moment.scale
+        self.gradient = moment.whole_gradient(self.site.theta) / moment.scale
 
     @torch.no_grad()
     def after(self, moment: Moment, state: Mapping[str, Any]) -> None:
         theta, g = self.site.theta, self.gradient
+        assert g is not None
         rate = moment.rate if self.route.rescale else float(moment.group["lr"])
-        drive = moment.strength if g is None else self.route.alpha * theta.sign() * g + moment.strength
+        drive = self.route.alpha * theta.sign() * g + moment.strength
         theta.mul_(torch.as_tensor(-rate * drive).clamp(-LIMIT, LIMIT).exp())
         self.gradient = None
