@@ -104,7 +104,7 @@ def test_the_grain_is_the_largest_units_share():
                 found.append(lane.site.entries / sum(layer.size for layer in run.layers()))
             else:
                 alive = [layer.alive - (layer.name == lane.site.name) for layer in run.layers()]
-                found.append(whole - run._spending.share(alive))
+                found.append(whole - run._census.spending.share(alive))
         assert run.grain == pytest.approx(max(found), abs=1e-12)
         run.release()
 

@@ -7,13 +7,15 @@ One objective, L(w) + λ·ΣΩ(‖w_g‖), said in words: WHAT (`penalties`), WH
 from importlib.metadata import PackageNotFoundError, version
 
 from winnow import recipes
+from winnow.census import Layer
 from winnow.certificate import Certificate
 from winnow.counts import MACs, Parameters
+from winnow.curve import Path, Point, choose, pick
 from winnow.errors import WinnowError, WinnowWarning
 from winnow.export import export
 from winnow.files import load, save
 from winnow.groups import NM, Axes, Blocks, Columns, Elements, Grouping, Heads, Rows
-from winnow.ladder import Path, Point, choose, path, pick
+from winnow.ladder import path
 from winnow.measure import Measured, measure
 from winnow.penalties import (
     L1,
@@ -44,7 +46,7 @@ from winnow.routes import (
     Variational,
     WeightNoise,
 )
-from winnow.run import Layer, Run, attach
+from winnow.run import Run, attach
 from winnow.runtime import to_runtime
 from winnow.schedules import Constant, Feedback, Geometric, Harmonic, Off, Quadratic, Ramp, Schedule, Toward
 from winnow.sites import Channels

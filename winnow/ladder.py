@@ -1,4 +1,4 @@
-"""The whole trade-off curve from one training: dense first, then sparser and sparser, a finished model on every rung."""
+"""LADDER: one training that climbs a curve: dense first, then sparser and sparser, a finished model on every rung."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path as Folder
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from winnow.curve import FORMAT, RECORD, SMALL, Path, Point, stored_points
 from winnow.errors import FileError, ScheduleError
 from winnow.files import WEIGHTS, load, save
 from winnow.groups import Grouping
@@ -35,71 +35,11 @@ COST, GROW, HEAL = 2.5, 1.3, 0.7
 
 Chosen by trials on LeNet-300-100/MNIST: longer rungs in the tail and more healing were better there.
 """
-FORMAT = 1
-RECORD, SMALL, STATE, DICE = "path.json", "small", "state", "dice.safetensors"
+STATE, DICE = "state", "dice.safetensors"
 Fit = Callable[[nn.Module, Optimizer, int], None]
 """A training loop: exactly so many optimizer steps, learning-rate schedule included."""
 News = Callable[[str, float, int, int], None]
 """Told what is being trained, its density, and how many rungs of how many are done."""
-
-
-@final
-@dataclass(frozen=True)
-class Point:
-    """One rung: a settled and healed model, made physically smaller.  Sizes are those of the smaller model."""
-
-    asked: float
-    density: float
-    score: float
-    parameters: int
-    nonzero: int
-    macs: int
-    bytes: int
-    """Of its file, zeros left out."""
-    seconds: Mapping[str, float]
-    """Median seconds of a call, by batch size."""
-    speedup: Mapping[str, float]
-    """Over the dense model, timed by turns."""
-    error: float
-    """Largest |Δoutput| that its removal made."""
-    steps: int
-    """Optimizer steps from the beginning."""
-    layers: Sequence[tuple[str, int, int]] = ()
-    """Per penalised weight: name, groups alive, groups; none for the dense point."""
-
-
-@final
-@dataclass(frozen=True)
-class Path:
-    """The curve; `points[0]` is dense. Folders below `folder` hold a model each."""
-
-    folder: Folder
-    points: tuple[Point, ...]
-    template: nn.Module = field(repr=False)
-
-    @classmethod
-    def read(cls, folder: str | os.PathLike[str], model: nn.Module) -> Path:
-        """The path that a folder holds, one of `winnow path` too; `model` is one as the path began with.
-
-        Raises `FileError` where there is none, or it is damaged or of a newer version.
-        """
-        place = Folder(folder)
-        if not (place / RECORD).exists():
-            raise FileError(f"{place} holds no path: it has no {RECORD}")
-        return cls(place, tuple(_stored(place / RECORD)[1]), copy.deepcopy(model))
-
-    def load(self, point: Point) -> nn.Module:
-        """The point's smaller model, in eval mode."""
-        return load(self.folder / f"rung-{self.points.index(point)}" / SMALL, lambda: copy.deepcopy(self.template))
-
-    def __str__(self) -> str:
-        lines = [f"{'density':>8} {'score':>9} {'parameters':>11} {'MACs':>13} {'bytes':>11}  faster"]
-        for p in self.points:
-            faster = " · ".join(f"{ratio:.2f}× at {batch}" for batch, ratio in p.speedup.items())
-            lines.append(
-                f"{p.density:8.4f} {p.score:9.4f} {p.parameters:11,} {p.macs:13,} {p.bytes:11,}  {faster}".rstrip()
-            )
-        return "\n".join(lines)
 
 
 def path(
@@ -167,45 +107,6 @@ def path(
         points.append(point)
         _write(folder / RECORD, {**asked, "points": [dataclasses.asdict(p) for p in points]})
     return Path(folder, tuple(points), template)
-
-
-def pick(found: Path, **limits: Any) -> nn.Module:
-    """The model to ship: that of `choose(found, …)`, whose limits it takes."""
-    return found.load(choose(found, **limits))
-
-
-def choose(
-    found: Path,
-    *,
-    max_drop: float | None = None,
-    max_latency: float | None = None,
-    max_params: int | None = None,
-    max_macs: int | None = None,
-    batch: int | None = None,
-) -> Point:
-    """The point within all limits: with `max_drop` (of the dense score) the smallest file, else the best score.
-
-    `max_latency` is in seconds per call at `batch` (the smallest batch measured, if None).  Raises `ScheduleError` where no
-    limit is given, or none is met: it says what came nearest.
-    """
-    limits = {"max_latency": max_latency, "max_params": max_params, "max_macs": max_macs, "max_drop": max_drop}
-    given = {name: limit for name, limit in limits.items() if limit is not None}
-    if not given:
-        raise ScheduleError("a limit is needed: max_drop=0.005, max_latency=…, max_params=… or max_macs=…")
-    sizes = [_sizes(point, found.points[0], batch) for point in found.points]
-    fits = [p for p, size in zip(found.points, sizes, strict=True) if all(size[name] <= given[name] for name in given)]
-    if not fits:
-        nearest = ", ".join(f"{name}={min(size[name] for size in sizes):.6g}" for name in given)
-        raise ScheduleError(f"no point keeps within {given}; the least on the path, each by itself: {nearest}")
-    return min(fits, key=lambda p: p.bytes) if max_drop is not None else max(fits, key=lambda p: p.score)
-
-
-def _sizes(point: Point, dense: Point, batch: int | None) -> dict[str, float]:
-    key = next(iter(point.seconds)) if batch is None else str(batch)
-    if key not in point.seconds:
-        raise ScheduleError(f"no latency was measured at batch {batch}: choose from {', '.join(point.seconds)}")
-    sizes = {"max_latency": point.seconds[key], "max_params": point.parameters, "max_macs": point.macs}
-    return {**sizes, "max_drop": dense.score - point.score}
 
 
 def _said(where: Where) -> str:
@@ -308,29 +209,11 @@ def _begun(folder: Folder, asked: Mapping[str, Any]) -> list[Point]:
         if folder.exists() and any(p for p in folder.iterdir() if not p.name.startswith("rung-")):
             raise FileError(f"{folder} holds other files: choose another folder for the path")
         return []
-    stored, points = _stored(record)
+    stored, points = stored_points(record)
     if stored != dict(asked):
         other = ", ".join(f"{k}: {stored.get(k)} there, {asked[k]} here" for k in asked if stored.get(k) != asked[k])
         raise FileError(f"{folder} holds another path ({other}): choose another folder, or remove it")
     return points
-
-
-def _stored(record: Folder) -> tuple[dict[str, Any], list[Point]]:
-    """What a path was asked for, and its finished points."""
-    try:
-        stored = dict(json.loads(record.read_text(encoding="utf-8")))
-        points = [_point(**point) for point in stored.pop("points")]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileError(f"{record} is damaged ({error}): remove the folder, or choose another") from error
-    if stored.get("format", 0) > FORMAT:
-        raise FileError(
-            f"{record} has format {stored['format']}, newer than this Winnow reads ({FORMAT}); upgrade Winnow"
-        )
-    return stored, points
-
-
-def _point(layers: Sequence[Sequence[Any]] = (), **numbers: Any) -> Point:
-    return Point(**numbers, layers=[(name, alive, groups) for name, alive, groups in layers])
 
 
 @contextmanager

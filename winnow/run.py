@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
+from winnow.census import Census, Layer, as_local
 from winnow.certificate import Certificate, certify
 from winnow.checkpoint import KEY
 from winnow.counts import Spending
@@ -97,21 +97,6 @@ def _check_optimizer(optimizer: Optimizer) -> None:
 
 
 @final
-@dataclass(frozen=True)
-class Layer:
-    """One penalised weight's share: groups alive of `groups`, entries nonzero of `size`.
-
-    For `Channels`, a layer of units: entries are all that would go with a unit, what reads it included.
-    """
-
-    name: str
-    alive: int
-    groups: int
-    nonzero: int
-    size: int
-
-
-@final
 class Run:
     """A training under way. Everything that must survive a restart lies in the optimizer's `state_dict`."""
 
@@ -125,11 +110,11 @@ class Run:
         spending: Spending | None,
     ) -> None:
         self.optimizer, self.how, self.schedule = optimizer, how, schedule
-        self._spending = spending
         self._lanes = lanes
         self._open = True
         self._last, self._last_pressed = (0.0, Clock()), 0.0
         self.watch = Watch(how, adaptive="betas" in optimizer.param_groups[0])
+        self._census = Census(lanes, how, spending, self.watch.adaptive)
         self._host = Host(optimizer, lanes, fused, self.watch.gradients, self._advance)
         self._host.install(schedule.strength(Clock()))
 
@@ -166,55 +151,33 @@ class Run:
     @property
     def threshold(self) -> float:
         """Group norms at or below this count as zero: float resolution of the weights (D-Gating section 2.4)."""
-        return max(torch.finfo(lane.site.theta.dtype).eps for lane in self._lanes)
-
-    def density(self) -> float:
-        """Share of the penalised weights' entries that lie in nonzero groups; of what `Channels` counts, if that is said."""
-        layers = self.layers()
-        if self._spending is not None:
-            return self._spending.share([layer.alive for layer in layers])
-        return sum(layer.nonzero for layer in layers) / sum(layer.size for layer in layers)
+        return self._census.threshold
 
     @property
     def grain(self) -> float:
         """Largest share that one group holds: a density cannot be met any finer."""
-        if self._spending is not None:
-            return self._spending.grain
-        sites = [lane.site for lane in self._lanes]
-        return max(site.entries for site in sites) / sum(site.groups.count * site.entries for site in sites)
+        return self._census.grain
+
+    def density(self) -> float:
+        """Share of the penalised weights' entries that lie in nonzero groups; of what `Channels` counts, if that is said."""
+        return self._census.density(self._pressing)
 
     def layers(self) -> list[Layer]:
         """Per penalised weight, what is alive."""
-        return [self._layer(lane) for lane in self._lanes]
+        return self._census.layers(self._pressing)
 
-    @torch.no_grad()
     def masks(self) -> dict[nn.Parameter, Tensor]:
         """Per penalised weight, True at the entries whose group counts as nonzero: what `settle` would leave."""
-        found: dict[nn.Parameter, Tensor] = {}
-        for lane in self._lanes:
-            site, dead = lane.site, self._as_local(lane, self._dead(lane))
-            mask = torch.ones_like(site.theta, dtype=torch.bool)
-            site.groups.split(mask).masked_fill_(dead, False)
-            if not site.shares:
-                found[site.theta] = mask
-                continue
-            for share, part in zip(site.shares, site.cut(mask), strict=True):
-                all_of_it = found.setdefault(share.weight, torch.ones_like(share.weight, dtype=torch.bool))
-                share.member.put(all_of_it, share.member.take(all_of_it) & part)
-        return found
+        return self._census.masks(self._pressing)
 
-    def _layer(self, lane: Lane) -> Layer:
-        site = lane.site
-        alive = int((~self._dead(lane)).sum())
-        return Layer(site.name, alive, site.groups.count, alive * site.entries, site.groups.count * site.entries)
+    def balance(self) -> float:
+        """λ at which the penalty's pull on the median live group equals the last gradients': the natural unit of λ."""
+        return self._census.balance()
 
-    @torch.no_grad()
-    def _dead(self, lane: Lane, threshold: float | None = None) -> Tensor:
-        if not self._open:
-            lane.site.gather()  # the weights belong to the user again
-        norm = whole(lane.site.groups.norm(lane.site.theta.detach()))
-        dead = norm <= (self.threshold if threshold is None else threshold)
-        return dead | whole(lane.doomed(self.strength)) if self._open else dead
+    @property
+    def _pressing(self) -> float | None:
+        """λ while the run is open; None once the weights belong to the user again."""
+        return self.strength if self._open else None
 
     # ---- what the user may do ----------------------------------------------------------------------------------
 
@@ -252,7 +215,8 @@ class Run:
             )
             self.cut(target)
         for lane in self._lanes:
-            lane.zero(self._as_local(lane, self._dead(lane, threshold)), self._host.state(lane))
+            dead = self._census.dead(lane, self._pressing, threshold)
+            lane.zero(as_local(lane, dead), self._host.state(lane))
         self.release()
         layers = self.layers()
         alive, groups = sum(layer.alive for layer in layers), sum(layer.groups for layer in layers)
@@ -278,8 +242,8 @@ class Run:
         self._must_be_open("cut")
         if not 0 < density <= 1:
             raise ScheduleError(f"density must lie in (0, 1], got {density}; 0.1 keeps a tenth of the weights")
-        for lane, dead in zip(self._lanes, smallest(self._lanes, density, self._spending), strict=True):
-            local = self._as_local(lane, dead)
+        for lane, dead in zip(self._lanes, smallest(self._lanes, density, self._census.spending), strict=True):
+            local = as_local(lane, dead)
             lane.zero(local, self._host.state(lane))
             if isinstance(lane, WeightLane):
                 self._host.bag(lane)["alive"] = ~local
@@ -313,41 +277,9 @@ class Run:
             if dead is not None and bool(whole(dead.any())):
                 lane.zero(dead, self._host.state(lane))
 
-    @torch.no_grad()
-    def balance(self) -> float:
-        """λ at which the penalty's pull on the median live group equals the last gradients': the natural unit of λ.
-
-        A tenth of it for optimizers with a second moment, whose steps do not shrink with the gradient (measured: the
-        same accuracy needs about a tenth of the strength there).
-        """
-        norms, slacks = [], []
-        for lane in self._lanes:
-            theta, groups = lane.site.theta, lane.site.groups
-            if theta.grad is None:
-                continue
-            norm, slack = whole(groups.norm(theta.detach())), whole(groups.norm(theta.grad))
-            live = (norm > self.threshold) & (slack > 0)
-            norms.append(norm[live] / groups.scale)
-            slacks.append(slack[live] / groups.scale)
-        if not norms or not sum(n.numel() for n in norms):
-            return 0.0
-        middle, slack = torch.cat(norms).median(), torch.cat(slacks).median()
-        pull = float(self.how.penalty.slope(middle))
-        share = 0.1 if self.watch.adaptive else 1.0
-        return share * float(slack) / pull if 0 < pull < math.inf else 0.0
-
     def rate(self) -> float:
         """Present flow rate."""
         return self._host.rate()
-
-    def _as_local(self, lane: Lane, dead: Tensor) -> Tensor:
-        """A whole mask as the weight's own sharding needs it."""
-        like = lane.site.groups.norm(lane.site.theta.detach())
-        if not hasattr(like, "device_mesh"):
-            return dead
-        from torch.distributed.tensor import distribute_tensor
-
-        return distribute_tensor(dead, like.device_mesh, like.placements)  # type: ignore[attr-defined]
 
     def _must_be_open(self, verb: str) -> None:
         if not self._open:

@@ -22,6 +22,8 @@ from .tasks import others_code
 from .train import Side, evaluate, make_optimizer, one_step
 
 LOOKS = 100  # lines of a rung in the history
+PRICE = "MACs per 2 inputs"
+"""What the job's example costs."""
 HISTORY, COLUMNS = "history.csv", ("side", "step", "loss", "lr")
 EPOCHS = 10_000  # of minibatches that a rung may draw before it meets the next one's
 
@@ -164,7 +166,7 @@ def table(record: dict[str, Any]) -> Any:
     shown = Table(title=f"{options['data']} · {options['how']} · {options['where']} · seed {options['seed']}")
     by_loss = record["by_loss"]
     batches = list(points[0]["speedup"])
-    for column in ("asked", "density", "loss" if by_loss else "accuracy", "parameters", "nonzero", "MACs", "bytes"):
+    for column in ("asked", "density", "loss" if by_loss else "accuracy", "parameters", "nonzero", PRICE, "bytes"):
         shown.add_column(column, justify="right")
     for batch in batches:
         shown.add_column(f"faster at {batch}", justify="right")

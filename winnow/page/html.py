@@ -205,7 +205,7 @@ def _speed(run: Run) -> str:
         batches = list(points[0]["speedup"])
         columns = [
             "kept",
-            "MACs",
+            "MACs per 2 inputs" if run.record.get("environment") else "MACs of the example",
             "bytes",
             *(f"ms at batch {b}" for b in batches),
             *(f"faster at {b}" for b in batches),
@@ -221,7 +221,8 @@ def _speed(run: Run) -> str:
     if not smaller:
         return ""
     proof, timed = smaller["proof"], smaller["measured"]
-    sizes = [[key, *(f"{x:,}" for x in proof[key]), f"{proof[key][0] / max(proof[key][1], 1):.2f}×"]
+    named = {"macs": "MACs per 2 inputs"}
+    sizes = [[named.get(key, key), *(f"{x:,}" for x in proof[key]), f"{proof[key][0] / max(proof[key][1], 1):.2f}×"]
              for key in ("parameters", "bytes", "macs")]  # fmt: skip
     times = [
         [f"ms at batch {a['batch']}, median (95 %)", _ms(a), _ms(b), f"{a['p50'] / b['p50']:.2f}×"]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from winnow.curve import RECORD
 from winnow.errors import WinnowError
-from winnow.ladder import RECORD
 
 FORMAT = 1
 GRID = 48  # cells of a weight's picture along each side, at most

@@ -190,20 +190,20 @@ def table(rows: list[Row], settings: Settings) -> Table:
 
 FULL = {
     "hidden": [100, 100, 64],
-    "lambda_paper": [0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
+    "lambda_paper": [0.03, 0.1, 0.3, 1.0, 3.0],
     "lr": 1e-3,
     "batch": 32,
-    "epochs": 150,
+    "epochs": 100,
 }
 EXPERIMENT = Experiment(
     name="gating-additive",
     paper=GATING,
     title="Sparse neural additive model",
     claims=CLAIMS,
-    differs="1,000 samples, 5 of 20 features, N(0, 1) noise, sub-networks (100, 100, 64), Adam 1e-3, batch 32, 5 folds, "
-    "λ_paper from 1e-2, as published; 150 epochs with cosine instead of 1,000, and no batch normalisation: behind "
-    "a normalisation the penalised first layer is scale-free, and no penalty on it has a stationary point. The "
-    "five functions are ours.",
+    differs="1,000 samples, 5 of 20 features, N(0, 1) noise, sub-networks (100, 100, 64), Adam 1e-3, batch 32, as "
+    "published; 3 of 5 folds, λ_paper from 3e-2 (published: 1e-2), 100 epochs with cosine instead of 1,000, and no batch "
+    "normalisation: behind a normalisation the penalised first layer is scale-free, and no penalty on it has a "
+    "stationary point. The five functions are ours.",
     full=FULL,
     quick=FULL | {"hidden": [20, 20, 10], "lambda_paper": [0.1, 0.3], "epochs": 12},
     cells=cells,
@@ -211,6 +211,6 @@ EXPERIMENT = Experiment(
     judge=judge,
     draw=draw,
     table=table,
-    seeds=5,
-    minutes=45.0,
+    seeds=3,
+    minutes=25.0,
 )
