@@ -20,10 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import winnow
-from winnow.jobs import options, report, screen, tasks, train
+from winnow.jobs import options, process, report, screen, tasks, train
 from winnow.schedules import Clock, Schedule
 
 GRID = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -112,8 +110,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(args.threads)
+    process.prepare(args.threads)
     words = {k: getattr(args, k) for k in ("data", "keep", "how", "where", "optimizer", "lr", "epochs", "threads")}
     rows: list[dict[str, Any]] = []
     for seed in range(args.seeds):

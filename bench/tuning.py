@@ -21,6 +21,7 @@ import torch
 import winnow
 from winnow.compare import METHODS, Setting, train
 from winnow.compare.ours import Attached, Ours
+from winnow.jobs import process
 from winnow.jobs.data import Examples
 from winnow.jobs.report import environment, write_json
 from winnow.jobs.tasks import TASKS
@@ -80,8 +81,7 @@ def main() -> None:
     asked.add_argument("--scale", type=float, default=0.5)
     asked.add_argument("--out", type=Path, required=True)
     given = asked.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    process.prepare(threads=1)
     words = {key: str(value) for key, value in vars(given).items() if key != "out"}
     record: Row = {"asked": words, "environment": environment(), "rows": []}
     if given.out.exists():

@@ -28,6 +28,11 @@ Strength = float | Tensor
 Cut = Groups | Split
 
 
+def _plus(fresh: Tensor, lam: Strength, x: Tensor) -> Tensor:
+    """fresh + λ·x; in `fresh`'s own memory where λ is a number, as every temporary costs a step of its time."""
+    return fresh + lam * x if isinstance(lam, Tensor) else fresh.add_(x, alpha=lam)
+
+
 class Factorisation(ABC):
     """θ as a product of named factors. Implementations are stateless."""
 
@@ -113,9 +118,14 @@ class PowerGate(_Gate):
     def pull(self, g: Tensor, factors: Factors, groups: Cut, strength: Strength) -> list[Tensor]:
         v, u = factors
         lam = strength * groups.scale
-        dv = groups.spread(self._gate(u), g) + lam * v
-        du = self._power(u, self.depth - 2) * groups.total(g * v) + lam * u
-        return [dv, du]
+        if self.depth == 2:
+            dv, du = groups.spread(u, g), groups.total(g * v)
+        elif groups.inside:
+            dv, du = groups.spread(self._gate(u), g), self._power(u, self.depth - 2) * groups.total(g * v)
+        else:  # the same with fewer temporaries of the weight's size: u^k = u^(k−1)·u
+            rest = self._power(u, self.depth - 2) * groups.split(g)
+            dv, du = (rest * u).view(g.shape), rest.mul_(groups.split(v))
+        return [_plus(dv, lam, v), _plus(du, lam, u)]
 
     def energy(self, factors: Factors, groups: Cut) -> Tensor:
         v, u = factors
@@ -136,9 +146,8 @@ class PlainGate(_Gate):
     def pull(self, g: Tensor, factors: Factors, groups: Cut, strength: Strength) -> list[Tensor]:
         v, s = factors
         lam = strength * groups.scale
-        dv = groups.spread(s, g) + lam * v
-        ds = groups.total(g * v) + lam * self._half_slope(s)
-        return [dv, ds]
+        ds = _plus(groups.total(g * v), lam, self._half_slope(s))
+        return [_plus(groups.spread(s, g), lam, v), ds]
 
     def _half_slope(self, s: Tensor) -> Tensor:
         """s·f'(s²), half the derivative of f(s²)."""
@@ -226,12 +235,12 @@ class Product(Factorisation):
         lam = strength * groups.scale
         if self.depth == 2:
             m, w = factors
-            return [g * w + lam * m, g * m + lam * w]
+            return [_plus(g * w, lam, m), _plus(g * m, lam, w)]
         before, after = [g], [torch.ones_like(g)]  # products of the factors left and right of each
         for left, right in zip(factors[:-1], reversed(factors[1:]), strict=True):
             before.append(before[-1] * left)
             after.append(after[-1] * right)
-        return [b * a + lam * u for b, a, u in zip(before, reversed(after), factors, strict=True)]
+        return [_plus(b * a, lam, u) for b, a, u in zip(before, reversed(after), factors, strict=True)]
 
     def energy(self, factors: Factors, groups: Cut) -> Tensor:
         total = factors[0] * factors[0]

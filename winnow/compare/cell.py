@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from winnow.errors import WinnowError
+from winnow.jobs import process
 from winnow.jobs.data import Data, Text
 from winnow.jobs.screen import Quiet, heard
 from winnow.jobs.tasks import TASKS, Task, read
@@ -32,7 +33,7 @@ def run(cell: Row, plan: Row, alive: Callable[[], None] = lambda: None) -> Row:
     data = loaded(cell["task"])
     data = held_out(data) if cell["phase"] == "tune" else data
     steps = max(1, round(plan["scale"] * task.epochs * data.steps(task.batch)))
-    torch.set_flush_denormal(True)
+    process.prepare()
     torch.manual_seed(cell["seed"])
     model = task.model(data, task.width)
 

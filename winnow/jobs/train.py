@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import winnow
 from winnow.errors import WinnowError
 
-from . import report, shrink
+from . import process, report, shrink
 from .data import Data
 from .options import COUNTS, GROUPINGS, ROUTES, Options
 from .screen import Interrupt, Quiet, heard
@@ -74,9 +74,7 @@ def job(options: Options, out: Path | None = None, screen: Quiet | None = None) 
             gradients not finite), after the folder has recorded how far it came, with status "failed".
     """
     options, screen = options.filled(), screen or Quiet()
-    torch.set_flush_denormal(True)  # dying weights are denormal for a while, and those make a CPU crawl
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    process.prepare(options.threads)
     with others_code(f"the task {options.data}"):
         data = options.job.load(screen.say)
     with heard(screen) as said:

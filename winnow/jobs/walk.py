@@ -14,7 +14,7 @@ import winnow
 from winnow.errors import WinnowError
 from winnow.ladder import COST, DENSITIES
 
-from . import report, shrink
+from . import process, report, shrink
 from .data import Data
 from .options import COUNTS, GROUPINGS, ROUTES, Options
 from .screen import Interrupt, Quiet, heard
@@ -47,9 +47,7 @@ def walk(
     options, screen = options.filled(), screen or Quiet()
     if options.target is None:
         raise WinnowError("a path goes from density to density and has no --strength: leave it out")
-    torch.set_flush_denormal(True)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    process.prepare(options.threads)
     with others_code(f"the task {options.data}"):
         data = options.job.load(screen.say)
     folder = out or Folder("runs") / f"path-{options.data}-{options.how}-{options.where}-seed{options.seed}"

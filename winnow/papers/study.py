@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from winnow.errors import WinnowError, WinnowWarning
-from winnow.jobs import report
+from winnow.jobs import process, report
 
 from .base import Bench, Cell, Diverged, Experiment, Missing, Outcome, Row, Verdict
 
@@ -140,7 +140,7 @@ def _elsewhere(name: str, cell: Cell, settings: dict[str, Any], folder: Path) ->
 
 def work(experiment: Experiment, cell: Cell, settings: dict[str, Any], folder: Path) -> Row:
     """One cell, kept in its own file before it counts."""
-    torch.set_flush_denormal(True)
+    process.prepare()
     scratch = folder / SCRATCH / _key(cell)
     start = time.perf_counter()
     with warnings.catch_warnings():
