@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 import winnow
-from winnow.jobs.models import GPTConfig, NanoGPT, ResNet20
+from winnow.jobs.models import GPTConfig, LeNet300100, NanoGPT, ResNet20
 from winnow.jobs.report import environment
 
 STRENGTH = 1e-5
@@ -130,7 +130,10 @@ def tasks() -> dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, Tensor]]]:
 
     pixels = torch.randn(64, 3, 32, 32, generator=generator), torch.randint(0, 10, (64,), generator=generator)
     gpt = lambda: NanoGPT(GPTConfig.benchmark())  # noqa: E731
-    return {"gpt-2x128": (gpt, text(2, 128)), "gpt-8x256": (gpt, text(8, 256)), "resnet20-64": (ResNet20, pixels)}
+    digits = torch.randn(128, 784, generator=generator), torch.randint(0, 10, (128,), generator=generator)
+    lenet = lambda: LeNet300100(784, 10)  # noqa: E731
+    small = {"lenet-128": (lenet, digits)}
+    return small | {"gpt-2x128": (gpt, text(2, 128)), "gpt-8x256": (gpt, text(8, 256)), "resnet20-64": (ResNet20, pixels)}
 
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
