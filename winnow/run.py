@@ -268,8 +268,6 @@ class Run:
             self._sweep()
             rows = [(layer.name, layer.alive, layer.groups) for layer in self.layers()]
             self.watch.layers(rows, clock.step, self.schedule.target)
-        for lane in self._lanes:
-            lane.open(host.moment(lane))
 
     def _sweep(self) -> None:
         for lane in self._lanes:
