@@ -47,7 +47,8 @@ def test_what_they_say():
     (torch.optim.SGD, None, Decay(winnow.LogSum(2.0))),
     (torch.optim.SGD, Elements(), Decay(winnow.LogSum(2.0))),
     (torch.optim.SGD, winnow.Rows(), Gating(depth=3)),
-    (torch.optim.AdamW, None, Gating(depth=3)),
+    (torch.optim.AdamW, None, Gating(depth=2)),
+    (torch.optim.AdamW, winnow.Rows(), Gating(depth=3)),
 ])  # fmt: skip
 def test_auto_takes_what_did_best(kind, where, route):
     words = recipes.auto(kind([nn.Parameter(torch.ones(2, 2))], lr=0.1), density=0.1, steps=70, where=where)
