@@ -507,7 +507,7 @@ def test_steps_leave_the_gradients_alone(route, optimizer):
 @every_pair
 def test_gradient_scaler(route, optimizer, hand):
     """Scaling by a power of two changes no bit, and an infinite gradient skips exactly one step."""
-    options = {"dtype": torch.float32, "fused": hand != "to the loop"}
+    options = {"dtype": torch.float32, "fused": hand != "to the loop", "weight_decay": 0.25}
     plain, scaled = Trial(None, optimizer, **options), Trial(None, optimizer, **options)
     for trial in (plain, scaled):
         trial.attach(route)
