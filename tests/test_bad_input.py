@@ -245,6 +245,9 @@ NUMBERS = {
     "no steps": (lambda: Toward(0.1, 0), ScheduleError, ["steps"]),
     "no depth": (Gating, PenaltyError, ["depth"]),
     "depth and penalty": (lambda: Gating(Lp(0.5), depth=3), PenaltyError, ["Lp(p=0.5)", "depth=3"]),
+    "a depth without its name": (lambda: Gating(3), PenaltyError, ["3", "a Penalty", "Gating(depth=3)"]),
+    "a p for a penalty": (lambda: Decay(0.5), PenaltyError, ["0.5", "a Penalty", "Decay(Lp(0.5))"]),
+    "a penalty's class": (lambda: Dropout(Lp), PenaltyError, ["Lp", "a Penalty", "Dropout(LogSum(1.0))"]),
     "depth 1": (lambda: Gating(depth=1), PenaltyError, ["depth", "1", "try depth=3"]),
     "depth NaN": (lambda: Gating(depth=NAN), PenaltyError, ["depth", "nan"]),
     "no dual": (lambda: Gating(Lp(2.0)), PenaltyError, ["Lp(p=2.0)", "weight decay", "use p < 2"]),
@@ -499,3 +502,9 @@ def test_warnings_stand_at_the_users_own_line():
     assert [w.filename for w in caught] == [__file__, __file__]
     assert "changed outside" in str(caught[0].message)
     assert "before Toward" in str(caught[1].message)
+
+
+def test_the_optimizer_where_the_model_goes():
+    optimizer = zoo()[1]
+    with pytest.raises(AttachError, match=f"model must be .*Module, got {type(optimizer).__name__}"):
+        winnow.attach(optimizer, optimizer, how=Gating(depth=3), where=Rows(), when=0.1)

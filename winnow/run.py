@@ -51,6 +51,8 @@ def attach(
     """
     schedule = _schedule(when)
     _check_optimizer(optimizer)
+    if not isinstance(model, nn.Module):
+        raise AttachError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(how, Route):
         raise AttachError(f"how must be a route such as Gating(depth=3), got {how!r}")
     sites, spending = find_sites(model, optimizer, where)

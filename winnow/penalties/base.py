@@ -136,8 +136,7 @@ class Scaled(Penalty):
     c: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.penalty, Penalty):
-            raise PenaltyError(f"Scaled: {self.penalty!r} given, expected a Penalty, as in Scaled(L1, 2)")
+        require_penalty(self.penalty, "try Scaled(L1, 2)")
         require("Scaled: c", self.c, hint="a penalty with c = 0 is no penalty: leave it out")
 
     def value(self, r: Tensor) -> Tensor:
@@ -176,3 +175,9 @@ def require(label: str, given: object, above: float = 0.0, up_to: float = math.i
 
 def _zero() -> Tensor:
     return torch.zeros((), dtype=torch.float64, device="cpu")
+
+
+def require_penalty(given: object, hint: str) -> None:
+    """Raise PenaltyError unless ``given`` is a penalty: a number in its place would fail much later."""
+    if not isinstance(given, Penalty):
+        raise PenaltyError(f"penalty={given!r} given, expected a Penalty; {hint}")

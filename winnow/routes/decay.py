@@ -17,6 +17,7 @@ from torch import Tensor
 from winnow.errors import AttachError, PenaltyError
 from winnow.groups import Split
 from winnow.penalties import Lp, Penalty
+from winnow.penalties.base import require_penalty
 from winnow.routes.base import UNDERFLOW, Lane, Moment, Motion, Move, Route, Site, WeightLane
 
 
@@ -40,6 +41,7 @@ class Decay(Route):
     refresh: int = 1
 
     def __post_init__(self) -> None:
+        require_penalty(self.penalty, "try Decay(Lp(0.5))")
         if self.metric not in ("plain", "adaptive"):
             raise PenaltyError(f'metric must be "plain" or "adaptive", got {self.metric!r}')
         if not (math.isfinite(self.ridge) and self.ridge >= 0):

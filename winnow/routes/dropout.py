@@ -20,6 +20,7 @@ from torch import Tensor
 from winnow.errors import PenaltyError, warn
 from winnow.noise import ForwardNoise
 from winnow.penalties import Penalty
+from winnow.penalties.base import require_penalty
 from winnow.routes.base import Lane, Moment, Route, Site, WeightLane
 
 
@@ -82,6 +83,7 @@ class Dropout(Route):
     tolerance: float = 0.05
 
     def __post_init__(self) -> None:
+        require_penalty(self.penalty, "try Dropout(LogSum(1.0))")
         if not 0 < self.floor < 1 or not 0 < self.tolerance < 1:
             raise PenaltyError(f"floor and tolerance must lie in (0, 1), got {self.floor} and {self.tolerance}")
         if not (math.isfinite(self.curvature) and self.curvature > 0):

@@ -15,6 +15,7 @@ import torch
 from winnow.errors import AttachError, PenaltyError
 from winnow.factors import BoundedGate, Factorisation, PlainGate, PowerGate, Product
 from winnow.penalties import Lp, Penalty
+from winnow.penalties.base import require_penalty
 from winnow.routes.base import Lane, Route, Site
 from winnow.routes.factored import FactoredLane
 from winnow.starts import Balanced, Start
@@ -40,7 +41,7 @@ class Gating(Route):
         if depth is not None and not (math.isfinite(depth) and depth >= 2):
             raise PenaltyError(f"depth must be a finite number >= 2, got {depth}; try depth=3")
         chosen = Lp(2 / depth) if depth is not None else penalty
-        assert chosen is not None
+        require_penalty(chosen, "a depth goes by name: Gating(depth=3)")
         object.__setattr__(self, "penalty", chosen)
         object.__setattr__(self, "start", start)
         self.factorisation()
