@@ -14,8 +14,8 @@ import winnow
 from winnow import papers
 from winnow.errors import WinnowError
 from winnow.jobs.data import Examples
-from winnow.papers import EXPERIMENTS, Experiment, Missing, Outcome, Table, Verdict, open_study, reproduce
-from winnow.papers.base import Bench, Diverged
+from winnow.papers import EXPERIMENTS, Experiment, Missing, Outcome, Table, open_study, reproduce
+from winnow.papers.base import Bench, Diverged, claim
 from winnow.papers.study import judge_again, judged
 from winnow.papers.texts import DECAY
 from winnow.papers.training import Stream, Training, cosine, shuffled
@@ -43,7 +43,7 @@ def test_quick(name, tmp_path):
     outcomes = {Outcome(verdict["outcome"]) for verdict in record["verdicts"]}
     if record["missing"] and outcomes == {Outcome.NOT_RUN}:
         pytest.skip(record["missing"][0])
-    known = {*EXPERIMENTS[name].claims, *(verdict.claim for verdict in EXPERIMENTS[name].beyond)}
+    known = {*(claim.words for claim in EXPERIMENTS[name].claims), *(verdict.claim for verdict in EXPERIMENTS[name].beyond)}
     assert {verdict["claim"] for verdict in record["verdicts"]} <= known
     assert record["table"]["rows"] and all(len(row) == len(record["table"]["columns"]) for row in record["table"]["rows"])
     files = {path.name for path in (tmp_path / "record").iterdir()}
@@ -52,6 +52,11 @@ def test_quick(name, tmp_path):
     page = (tmp_path / "record" / "README.md").read_text(encoding="utf-8")
     assert all(verdict["outcome"] in page for verdict in record["verdicts"])
     assert "nan" not in re.findall(r"[a-z]+", page.split("Settings:")[0].split("|---")[-1])
+
+
+def grows(holds):
+    """A claim on it, and whether it comes true."""
+    return claim("they grow", published="yes")(lambda rows, _: ("yes" if holds else "no", holds))
 
 
 def squares(calls, fail_at=None, missing=False):
@@ -71,9 +76,9 @@ def squares(calls, fail_at=None, missing=False):
         return figure
 
     return Experiment(
-        name="squares", paper=DECAY, title="Squares", claims=("they grow",), differs="Nothing.", full={"power": 2},
+        name="squares", paper=DECAY, title="Squares", claims=(grows(True),), differs="Nothing.", full={"power": 2},
         quick={"power": 1}, cells=lambda settings, seeds: [{"x": x, "seed": s} for s in range(seeds) for x in range(4)],
-        run=run, draw=draw, judge=lambda rows, _: [Verdict("they grow", "yes", "yes", Outcome.CONFIRMED)],
+        run=run, draw=draw,
         table=lambda rows, _: Table(("x", "y"), [[str(row["x"]), str(row["y"])] for row in rows]),
     )  # fmt: skip
 
@@ -160,9 +165,7 @@ def test_every_experiment_is_told_apart():
 def test_judging_again_changes_words_and_no_numbers(tmp_path):
     first = reproduce(open_study(squares([]), 1, False, tmp_path / "a"))
     raw = (tmp_path / "a" / "raw.json").read_bytes()
-    stricter = dataclasses.replace(
-        squares([]), judge=lambda rows, _: [Verdict("they grow", "yes", "no", Outcome.NOT_CONFIRMED)]
-    )
+    stricter = dataclasses.replace(squares([]), claims=(grows(False),))
     again = judge_again(stricter, tmp_path / "a")
     assert (tmp_path / "a" / "raw.json").read_bytes() == raw
     assert again["verdicts"][0]["outcome"] == "not confirmed" and papers.read(tmp_path / "a") == again

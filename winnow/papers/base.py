@@ -1,4 +1,4 @@
-"""EXPERIMENT: a published experiment as data and four functions: cells, run, judge, draw."""
+"""EXPERIMENT: a published experiment as data, its claims, and four functions: cells, run, draw, table."""
 
 from __future__ import annotations
 
@@ -47,6 +47,31 @@ class Verdict:
     outcome: Outcome
 
 
+Found = tuple[str, bool]
+"""What came out for a claim, in words, and whether that confirms it."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published statement and the number or curve published for it; `weigh(rows, settings)` holds ours against it."""
+
+    words: str
+    published: str
+    weigh: Callable[[list[Row], Settings], Found | None]
+
+    def judge(self, rows: list[Row], settings: Settings) -> Verdict:
+        """The verdict; what these settings leave out could not run."""
+        found = self.weigh(rows, settings)
+        if found is None:
+            return Verdict(self.words, self.published, "not among these settings", Outcome.NOT_RUN)
+        return Verdict(self.words, self.published, found[0], Outcome.of(found[1]))
+
+
+def claim(words: str, *, published: str) -> Callable[[Callable[[list[Row], Settings], Found | None]], Claim]:
+    """A function that weighs rows becomes the claim it weighs."""
+    return lambda weigh: Claim(words, published, weigh)
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells of text under a header, as a record and a page show them."""
@@ -86,22 +111,20 @@ class Experiment:
     """A published experiment.
 
     `cells(settings, seeds)` cuts the work into independent pieces, `run(cell, settings, bench)` does one of them,
-    `judge(rows, settings)` weighs the claims, `draw(rows, settings)` returns a matplotlib figure and `table(rows,
-    settings)` the numbers beside the published ones.  `full` and `quick` are the settings; `differs` says what was
-    changed from the publication, and why; `beyond` are published claims that cannot be run here; `minutes` is what the
-    full version takes on two cores.
+    `draw(rows, settings)` returns a matplotlib figure and `table(rows, settings)` the numbers beside the published ones.
+    `full` and `quick` are the settings; `differs` says what was changed from the publication, and why; `beyond` are
+    published claims that cannot be run here; `minutes` is what the full version takes on two cores.
     """
 
     name: str
     paper: Paper
     title: str
-    claims: Sequence[str]
+    claims: Sequence[Claim]
     differs: str
     full: Settings
     quick: Settings
     cells: Callable[[Settings, int], list[Cell]]
     run: Callable[[Cell, Settings, Bench], dict[str, Any]]
-    judge: Callable[[list[Row], Settings], list[Verdict]]
     draw: Callable[[list[Row], Settings], Any]
     table: Callable[[list[Row], Settings], Table]
     beyond: Sequence[Verdict] = ()

@@ -109,8 +109,8 @@ def read(folder: Path) -> dict[str, Any]:
 def judged(experiment: Experiment, rows: list[Row], settings: dict[str, Any]) -> list[Verdict]:
     """The verdicts on all claims; without rows, nothing could run."""
     if rows:
-        return [*experiment.judge(rows, settings), *experiment.beyond]
-    return [Verdict(claim, "", "its data are not here", Outcome.NOT_RUN) for claim in experiment.claims]
+        return [*(claim.judge(rows, settings) for claim in experiment.claims), *experiment.beyond]
+    return [Verdict(c.words, c.published, "its data are not here", Outcome.NOT_RUN) for c in experiment.claims]
 
 
 def _finishing(study: Study, cells: list[Cell], jobs: int) -> Iterator[tuple[Cell, Row]]:

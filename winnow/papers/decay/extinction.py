@@ -10,18 +10,11 @@ from torch import Tensor
 from winnow.penalties import Lp
 from winnow.routes import Decay
 
-from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdict, among
+from ..base import Bench, Cell, Experiment, Found, Row, Settings, Table, among, claim
 from ..plots import curve, label, panels
 from ..small import attached, descend
 from ..texts import DECAY
 
-CLAIMS = (
-    "without a gradient a weight is gone after Σlr = |w₀|^(2−p)/((2−p)λ)",
-    "on ½h(w−b)² with p < 1 a weight started at b survives iff |b| ≥ b_c = (2−p)/(1−p)·((1−p)λ/h)^(1/(2−p))",
-    "no survivor is smaller than w_c = ((1−p)λ/h)^(1/(2−p))",
-    "against a constant drive u, zero attracts from |w| < (λ/u)^(1/(1−p)) for p < 1",
-    "p = 1 zeroes iff u < λ, p > 1 never does",
-)
 TINY = 1e-13  # the authors' threshold for a zero
 
 
@@ -98,40 +91,45 @@ def _drive(cell: Cell, settings: Settings) -> dict[str, Any]:
     }
 
 
-def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
-    dying, surviving = among(rows, kind="extinction"), among(rows, kind="survival")
-    driven = among(rows, kind="drive")
-    off = max(abs(row["steps"] / row["predicted"] - 1) for row in dying)
+@claim("without a gradient a weight is gone after Σlr = |w₀|^(2−p)/((2−p)λ)", published="exact in the flow")
+def gone_in_time(rows: list[Row], settings: Settings) -> Found:
+    off = max(abs(row["steps"] / row["predicted"] - 1) for row in among(rows, kind="extinction"))
+    return f"step counts within {100 * off:.2f} %", off < 0.01
+
+
+@claim(
+    "on ½h(w−b)² with p < 1 a weight started at b survives iff |b| ≥ b_c = (2−p)/(1−p)·((1−p)λ/h)^(1/(2−p))",
+    published="exact",
+)
+def survives_above(rows: list[Row], settings: Settings) -> Found:
+    surviving = among(rows, kind="survival")
     bracketed = all(_brackets(row, row["critical"]) for row in surviving)
     width = max(row["step"] / row["critical"] for row in surviving)
-    least = min(row["smallest_survivor"] / row["smallest"] for row in surviving)
-    basins = [row for row in driven if row["p"] < 1]
+    lies = "lies" if bracketed else "does not lie"
+    return f"b_c {lies} between the last to die and the first to live ({100 * width:.2f} %)", bracketed
+
+
+@claim("no survivor is smaller than w_c = ((1−p)λ/h)^(1/(2−p))", published="exact")
+def survivors_are_large(rows: list[Row], settings: Settings) -> Found:
+    least = min(row["smallest_survivor"] / row["smallest"] for row in among(rows, kind="survival"))
+    return f"smallest survivor {least:.4f} w_c", least >= 1
+
+
+@claim("against a constant drive u, zero attracts from |w| < (λ/u)^(1/(1−p)) for p < 1", published="exact as lr → 0")
+def basin_of_zero(rows: list[Row], settings: Settings) -> Found:
+    inside = [_brackets(row, row["radius"]) for row in among(rows, kind="drive") if row["p"] < 1]
+    said = f"at lr {settings['survival_lr']:g}, the edge lies within the grid's step of it for "
+    return f"{said}{sum(inside)} of {len(inside)} p", all(inside)
+
+
+@claim("p = 1 zeroes iff u < λ, p > 1 never does", published="exact")
+def edge_of_the_lasso(rows: list[Row], settings: Settings) -> Found:
+    driven = among(rows, kind="drive")
     one, above = next(r for r in driven if r["p"] == 1), next(r for r in driven if r["p"] > 1)
-    return [
-        Verdict(CLAIMS[0], "exact in the flow", f"step counts within {100 * off:.2f} %", Outcome.of(off < 0.01)),
-        Verdict(
-            CLAIMS[1],
-            "exact",
-            f"b_c {'lies' if bracketed else 'does not lie'} between the last to die and the first to live "
-            f"({100 * width:.2f} %)",
-            Outcome.of(bracketed),
-        ),
-        Verdict(CLAIMS[2], "exact", f"smallest survivor {least:.4f} w_c", Outcome.of(least >= 1)),
-        Verdict(
-            CLAIMS[3],
-            "exact as lr → 0",
-            f"at lr {settings['survival_lr']:g}, the edge lies within the grid's step of it for "
-            f"{sum(_brackets(row, row['radius']) for row in basins)} of {len(basins)} p",
-            Outcome.of(all(_brackets(row, row["radius"]) for row in basins)),
-        ),
-        Verdict(
-            CLAIMS[4],
-            "exact",
-            f"p = 1: dead up to u = {one['largest_dead'] / one['radius']:.4f} λ; "
-            f"p = {above['p']:g}: {above['dead']} dead",
-            Outcome.of(_brackets(one, one["radius"], 0.05) and above["dead"] == 0),
-        ),
-    ]
+    said = (
+        f"p = 1: dead up to u = {one['largest_dead'] / one['radius']:.4f} λ; p = {above['p']:g}: {above['dead']} dead"
+    )
+    return said, _brackets(one, one["radius"], 0.05) and above["dead"] == 0
 
 
 def _brackets(row: Row, value: float, slack: float = 0.0) -> bool:
@@ -176,7 +174,7 @@ EXPERIMENT = Experiment(
     name="decay-extinction",
     paper=DECAY,
     title="Extinction times, survival thresholds, basins",
-    claims=CLAIMS,
+    claims=(gone_in_time, survives_above, survivors_are_large, basin_of_zero, edge_of_the_lasso),
     differs="The formulas are derived from the published step; no experiment was published for them. Plain SGD, float64.",
     full={
         "extinction_p": [0.5, 0.8, 1.0, 1.5],
@@ -204,7 +202,6 @@ EXPERIMENT = Experiment(
     },
     cells=cells,
     run=run,
-    judge=judge,
     draw=draw,
     table=table,
     minutes=2.0,

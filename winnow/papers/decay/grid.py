@@ -13,16 +13,9 @@ import winnow
 from winnow.penalties import Lp
 from winnow.routes import Decay
 
-from ..base import Cell, Outcome, Row, Settings, Table, Verdict, among
+from ..base import Cell, Found, Row, Settings, Table, among, claim
 from ..plots import colour, curve, label, panels
 
-CLAIMS = (
-    "p < 1 reaches high sparsity with a loss or error near AdamW's",
-    "the transition in λ is sharp: half of the change in sparsity within a factor of about three",
-    "at equal λ_c sparsity grows as p falls to 1 and below; p > 1 leaves no zeros",
-    "the best generalisation is at 1 < p < 2",
-    "the L_p gradient on the loss under Adam gives no exact zeros (negative control)",
-)
 OTHERS = ("AdamW", "L1 proximal", "L_p gradient")
 TINY = 1e-13  # the authors' threshold
 
@@ -70,53 +63,66 @@ def sparsity(model: nn.Module) -> float:
     return float(sum((w.abs() < TINY).sum() for w in weights) / sum(w.numel() for w in weights))
 
 
-def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
-    """`score` of a row is what should be small: an error in %, or a loss."""
-    ours, near, unit = among(rows, method="decay"), settings["near"], settings["unit"]
-    best = min(row["score"] for row in among(rows, method="AdamW"))
-    small = [row for row in ours if row["p"] < 1 and row["score"] <= best + near]
-    top = max(small, key=lambda row: row["sparsity"], default=None)
+def _sparsities(rows: list[Row], settings: Settings) -> dict[float, list[float]]:
+    """Per p, by rising λ."""
+    ours = among(rows, method="decay")
+    return {p: [r["sparsity"] for r in sorted(among(ours, p=p), key=lambda r: r["lambda_c"])] for p in settings["p"]}
+
+
+def _adamw(rows: list[Row]) -> float:
+    """AdamW's best score; a score is what should be small: an error in %, or a loss."""
+    return min(float(row["score"]) for row in among(rows, method="AdamW"))
+
+
+@claim("p < 1 reaches high sparsity with a loss or error near AdamW's", published="up to 99.5 %, accuracy near AdamW")
+def sparse_and_good(rows: list[Row], settings: Settings) -> Found:
+    best, near, unit = _adamw(rows), settings["near"], settings["unit"]
+    small = [row for row in among(rows, method="decay") if row["p"] < 1 and row["score"] <= best + near]
+    reference = f"AdamW {best:.2f} {unit}, near: within {near:g}"
+    if not small:
+        return f"none; {reference}", False
+    top = max(small, key=lambda row: float(row["sparsity"]))
+    said = f"{100 * top['sparsity']:.1f} % zeros at {top['score']:.2f} {unit} (p = {top['p']:g}); {reference}"
+    return said, top["sparsity"] > 0.9
+
+
+@claim(
+    "the transition in λ is sharp: half of the change in sparsity within a factor of about three",
+    published="3 → 65 → 90 % for λ_c .002 → .005 → .01",
+)
+def sharp_transition(rows: list[Row], settings: Settings) -> Found:
+    jumps = {p: _jump(among(rows, method="decay", p=p)) for p in settings["p"] if p < 1}
+    said = "; ".join(f"p = {p:g}: {100 * jump:.0f} % of the change" for p, jump in jumps.items())
+    return said, all(jump >= 0.5 for jump in jumps.values())
+
+
+@claim("at equal λ_c sparsity grows as p falls to 1 and below; p > 1 leaves no zeros", published="strongest for p < 1")
+def sparser_for_smaller_p(rows: list[Row], settings: Settings) -> Found:
+    found = _sparsities(rows, settings)
+    falling = [found[p] for p in sorted(found) if p <= 1]
+    ordered = all(x >= y - 0.02 for a, b in itertools.pairwise(falling) for x, y in zip(a, b, strict=True))
+    above = max((max(found[p]) for p in found if p > 1), default=0.0)
+    said = "most zeros " + ", ".join(f"p = {p:g}: {100 * max(found[p]):.1f} %" for p in sorted(found))
+    return said, ordered and above < 0.01
+
+
+@claim("the best generalisation is at 1 < p < 2", published="yes")
+def best_between(rows: list[Row], settings: Settings) -> Found:
+    best, ours = _adamw(rows), among(rows, method="decay")
+    tops = {p: min(float(row["score"]) for row in among(ours, p=p)) for p in settings["p"]}
     said = (
-        "none"
-        if top is None
-        else f"{100 * top['sparsity']:.1f} % zeros at {top['score']:.2f} {unit} (p = {top['p']:g})"
+        "best " + ", ".join(f"p = {p:g}: {x:.3f}" for p, x in tops.items()) + f"; AdamW {best:.3f} {settings['unit']}"
     )
-    jumps = {p: _jump(among(ours, p=p)) for p in settings["p"] if p < 1}
-    most = {
-        p: [row["sparsity"] for row in sorted(among(ours, p=p), key=lambda r: r["lambda_c"])] for p in settings["p"]
-    }
-    falling = [p for p in sorted(settings["p"]) if p <= 1]
-    ordered = all(x >= y - 0.02 for a, b in itertools.pairwise(falling) for x, y in zip(most[a], most[b], strict=True))
-    above = max((max(most[p]) for p in settings["p"] if p > 1), default=0.0)
-    tops = {p: min(row["score"] for row in among(ours, p=p)) for p in settings["p"]}
-    gradient = max((row["sparsity"] for row in among(rows, method="L_p gradient")), default=0.0)
-    return [
-        Verdict(
-            CLAIMS[0],
-            "up to 99.5 %, accuracy near AdamW",
-            f"{said}; AdamW {best:.2f} {unit}, near: within {near:g}",
-            Outcome.of(top is not None and top["sparsity"] > 0.9),
-        ),
-        Verdict(
-            CLAIMS[1],
-            "3 → 65 → 90 % for λ_c .002 → .005 → .01",
-            "; ".join(f"p = {p:g}: {100 * jump:.0f} % of the change" for p, jump in jumps.items()),
-            Outcome.of(all(jump >= 0.5 for jump in jumps.values())),
-        ),
-        Verdict(
-            CLAIMS[2],
-            "strongest for p < 1",
-            "most zeros " + ", ".join(f"p = {p:g}: {100 * max(most[p]):.1f} %" for p in sorted(most)),
-            Outcome.of(ordered and above < 0.01),
-        ),
-        Verdict(
-            CLAIMS[3],
-            "yes",
-            "best " + ", ".join(f"p = {p:g}: {x:.3f}" for p, x in tops.items()) + f"; AdamW {best:.3f} {unit}",
-            Outcome.of(min(tops, key=lambda p: tops[p]) > 1 and min(tops.values()) < best),
-        ),
-        Verdict(CLAIMS[4], "not sparse", f"at most {100 * gradient:.2f} % zeros", Outcome.of(gradient < 0.01)),
-    ]
+    return said, min(tops, key=lambda p: tops[p]) > 1 and min(tops.values()) < best
+
+
+@claim("the L_p gradient on the loss under Adam gives no exact zeros (negative control)", published="not sparse")
+def no_zeros_from_gradients(rows: list[Row], settings: Settings) -> Found:
+    most = max((row["sparsity"] for row in among(rows, method="L_p gradient")), default=0.0)
+    return f"at most {100 * most:.2f} % zeros", most < 0.01
+
+
+CLAIMS = (sparse_and_good, sharp_transition, sparser_for_smaller_p, best_between, no_zeros_from_gradients)
 
 
 def _jump(rows: list[Row]) -> float:

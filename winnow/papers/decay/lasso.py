@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from winnow.penalties import Lp
 from winnow.routes import Decay
 
-from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdict, among
+from ..base import Bench, Cell, Experiment, Found, Row, Settings, Table, among, claim
 from ..data import housing
 from ..plots import colour, label, panels
 from ..regression import Linear, shrunk_late
 from ..small import attached, descend
 from ..texts import DECAY
 
-CLAIMS = (
-    "decay with p = 1 reaches the lasso solver's coefficients, its zeros exact",
-    "the coefficients are those of the notebook",
-    "p = 2 leaves no zeros (negative control)",
-    "decay by the weight after the gradient's step (PAdam_late) is biased",
-)
 NAMES = ("income", "age", "rooms", "bedrooms", "population", "people", "latitude", "longitude")
 PUBLISHED = (0.7057, 0.106, 0.0, 0.0, 0.0, 0.0, -0.0112, 0.0)
 
@@ -44,34 +39,48 @@ def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
     return {"w": model.w.tolist()}
 
 
-def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
-    solved = among(rows, method="solver")[0]["w"]
-    ours = {row["p"]: row["w"] for row in among(rows, method="decay")}
-    off = max(abs(a - b) for a, b in zip(ours[1.0], solved, strict=True))
-    zeros = [[i for i, x in enumerate(w) if x == 0] for w in (ours[1.0], solved)]
-    late = among(rows, method="late decay")[0]["w"]
-    biased = max(abs(a - b) for a, b in zip(late, solved, strict=True))
-    away = max(abs(a - b) for a, b in zip(ours[1.0], PUBLISHED, strict=True))
-    return [
-        Verdict(
-            CLAIMS[0],
-            "equal",
-            f"largest difference {off:.1e}, {len(zeros[0])} zeros against {len(zeros[1])}",
-            Outcome.of(off < 1e-6 and zeros[0] == zeros[1]),
-        ),
-        Verdict(CLAIMS[1], _said(PUBLISHED), f"{_said(ours[1.0])}: within {away:.1e}", Outcome.of(away < 1e-3)),
-        Verdict(CLAIMS[2], "ridge is never sparse", _said(ours[2.0]), Outcome.of(all(ours[2.0]))),
-        Verdict(
-            CLAIMS[3],
-            "found inferior",
-            f"{_said(late)}: off by {biased:.1e}, where decay is by {off:.1e}",
-            Outcome.of(biased > 1e-3 and off < 1e-6),
-        ),
-    ]
-
-
 def _said(w: Any) -> str:
     return "(" + ", ".join(f"{x + 0:.4g}" for x in w) + ")"
+
+
+def _solved(rows: list[Row]) -> list[float]:
+    """The solver's coefficients."""
+    return list(among(rows, method="solver")[0]["w"])
+
+
+def _decayed(rows: list[Row], p: float = 1.0) -> list[float]:
+    return list(among(rows, method="decay", p=p)[0]["w"])
+
+
+def _apart(a: Sequence[float], b: Sequence[float]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+@claim("decay with p = 1 reaches the lasso solver's coefficients, its zeros exact", published="equal")
+def equals_the_solver(rows: list[Row], settings: Settings) -> Found:
+    off = _apart(_decayed(rows), _solved(rows))
+    ours, theirs = ([i for i, x in enumerate(w) if x == 0] for w in (_decayed(rows), _solved(rows)))
+    said = f"largest difference {off:.1e}, {len(ours)} zeros against {len(theirs)}"
+    return said, off < 1e-6 and ours == theirs
+
+
+@claim("the coefficients are those of the notebook", published=_said(PUBLISHED))
+def equals_the_notebook(rows: list[Row], settings: Settings) -> Found:
+    away = _apart(_decayed(rows), PUBLISHED)
+    return f"{_said(_decayed(rows))}: within {away:.1e}", away < 1e-3
+
+
+@claim("p = 2 leaves no zeros (negative control)", published="ridge is never sparse")
+def no_zeros_from_l2(rows: list[Row], settings: Settings) -> Found:
+    return _said(_decayed(rows, 2.0)), all(_decayed(rows, 2.0))
+
+
+@claim("decay by the weight after the gradient's step (PAdam_late) is biased", published="found inferior")
+def late_is_biased(rows: list[Row], settings: Settings) -> Found:
+    late, off = among(rows, method="late decay")[0]["w"], _apart(_decayed(rows), _solved(rows))
+    biased = _apart(late, _solved(rows))
+    said = f"{_said(late)}: off by {biased:.1e}, where decay is by {off:.1e}"
+    return said, biased > 1e-3 and off < 1e-6
 
 
 def draw(rows: list[Row], settings: Settings) -> Any:
@@ -96,14 +105,13 @@ EXPERIMENT = Experiment(
     name="decay-lasso",
     paper=DECAY,
     title="The lasso on California housing",
-    claims=CLAIMS,
+    claims=(equals_the_solver, equals_the_notebook, no_zeros_from_l2, late_is_biased),
     differs="As the notebook (standardised features, λ = 0.1), by descent at rate 0.2 from least squares in place of an "
     "iterated ridge; p = 2 is ours.",
     full=FULL,
     quick=FULL | {"steps": 2000},
     cells=cells,
     run=run,
-    judge=judge,
     draw=draw,
     table=table,
     minutes=0.5,

@@ -78,7 +78,6 @@ EXPERIMENT = Experiment(
     ),
     cells=grid.cells,
     run=run,
-    judge=grid.judge,
     draw=grid.draw,
     table=grid.table,
     minutes=25.0,

@@ -65,7 +65,6 @@ EXPERIMENT = Experiment(
     },
     cells=grid.cells,
     run=run,
-    judge=grid.judge,
     draw=grid.draw,
     table=grid.table,
     minutes=30.0,

@@ -10,16 +10,10 @@ from torch import Tensor
 from winnow.penalties import Lp
 from winnow.routes import Decay
 
-from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdict
+from ..base import Bench, Cell, Experiment, Found, Row, Settings, Table, claim
 from ..plots import curve, label, panels
 from ..small import attached, descend
 from ..texts import DECAY
-
-CLAIMS = (
-    "with p = 1/2 and p = 1 the small coordinate becomes exactly zero, the large one ends a little below 1",
-    "without decay it ends on the unit circle, without zeros",
-    "p = 2 shrinks both and zeroes neither",
-)
 
 
 def cells(settings: Settings, seeds: int) -> list[Cell]:
@@ -43,25 +37,31 @@ def circle(w: Tensor) -> Tensor:
     return 0.25 * (w.square().sum() - 1) ** 2
 
 
-def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
-    end = {row["p"]: row["end"] for row in rows}
-    sparse = [end[0.5], end[1.0]]
-    radius = sum(x * x for x in end[None]) ** 0.5
-    return [
-        Verdict(
-            CLAIMS[0],
-            "the same, p = 0.5 and 1",
-            "; ".join(_point(x) for x in sparse),
-            Outcome.of(all(x[1] == 0 and 0.5 < x[0] < 1 for x in sparse)),
-        ),
-        Verdict(
-            CLAIMS[1],
-            "on the circle",
-            f"{_point(end[None])}, radius {radius:.6f}",
-            Outcome.of(abs(radius - 1) < 1e-6 and min(end[None]) > 0.1),
-        ),
-        Verdict(CLAIMS[2], "no sparsity from L2", _point(end[2.0]), Outcome.of(min(end[2.0]) > 0.1)),
-    ]
+def _ends(rows: list[Row]) -> dict[float | None, list[float]]:
+    """The end point of each p."""
+    return {row["p"]: row["end"] for row in rows}
+
+
+@claim(
+    "with p = 1/2 and p = 1 the small coordinate becomes exactly zero, the large one ends a little below 1",
+    published="the same, p = 0.5 and 1",
+)
+def small_one_gone(rows: list[Row], settings: Settings) -> Found:
+    sparse = [_ends(rows)[0.5], _ends(rows)[1.0]]
+    return "; ".join(_point(x) for x in sparse), all(x[1] == 0 and 0.5 < x[0] < 1 for x in sparse)
+
+
+@claim("without decay it ends on the unit circle, without zeros", published="on the circle")
+def on_the_circle(rows: list[Row], settings: Settings) -> Found:
+    end = _ends(rows)[None]
+    radius = sum(x * x for x in end) ** 0.5
+    return f"{_point(end)}, radius {radius:.6f}", abs(radius - 1) < 1e-6 and min(end) > 0.1
+
+
+@claim("p = 2 shrinks both and zeroes neither", published="no sparsity from L2")
+def no_zeros_from_l2(rows: list[Row], settings: Settings) -> Found:
+    end = _ends(rows)[2.0]
+    return _point(end), min(end) > 0.1
 
 
 def draw(rows: list[Row], settings: Settings) -> Any:
@@ -88,13 +88,12 @@ EXPERIMENT = Experiment(
     name="decay-toy",
     paper=DECAY,
     title="A two-dimensional landscape",
-    claims=CLAIMS,
+    claims=(small_one_gone, on_the_circle, no_zeros_from_l2),
     differs="As published (start (0.2, 0.18), rate 0.7, the authors' λ_c = 0.1, λ = p·λ_c), in float64; p = 2 is ours.",
     full={"p": [None, 0.5, 1.0, 2.0], "start": [0.2, 0.18], "lr": 0.7, "lambda_c": 0.1, "steps": 1000},
     quick={"p": [None, 0.5, 1.0, 2.0], "start": [0.2, 0.18], "lr": 0.7, "lambda_c": 0.1, "steps": 200},
     cells=cells,
     run=run,
-    judge=judge,
     draw=draw,
     table=table,
     minutes=0.1,

@@ -9,16 +9,10 @@ from torch import Tensor
 
 from winnow.penalties import MCP, HardConcrete, LogSum, Penalty, Standout, VariationalDropout
 
-from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdict, among
+from ..base import Bench, Cell, Experiment, Found, Row, Settings, Table, among, claim
 from ..plots import curve, label, panels
 from ..texts import DROPOUT
 
-CLAIMS = (
-    "every strategy's penalty is the integral of t/η̂(t), the variance its noise has, from 0 to |w|",
-    "simulated: noise of variance λ/η̂ adds ½Σhλw²/η̂ to the expected loss of a linear model",
-    "variational dropout follows 2·LogSum(2), hard-concrete L0 follows √2·MCP(√½)",
-    "readings of the figure: VarDrop 2.7 and 2·LogSum 2.5 at 5, Standout 0.96, hard-concrete and MCP 0.49",
-)
 START = 0.01
 CURVES: dict[str, tuple[Penalty, float]] = {
     "VarDrop": (VariationalDropout(), 1.0),
@@ -93,41 +87,43 @@ def _losses(X: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     return 0.5 * (y - weights @ X.T).square().mean(1)
 
 
-def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
-    end = {row["name"]: row["end"] for row in among(rows, kind="curve")}
+@claim(
+    "every strategy's penalty is the integral of t/η̂(t), the variance its noise has, from 0 to |w|",
+    published="by definition",
+)
+def is_the_integral(rows: list[Row], settings: Settings) -> Found:
     off = max(row["off"] for row in among(rows, kind="curve"))
-    errors = [
-        abs(row[law]["standard_errors"]) for row in among(rows, kind="noise") for law in ("Gaussian", "Bernoulli")
-    ]
+    return f"midpoint rule within {off:.1e}", off < 1e-4
+
+
+@claim("simulated: noise of variance λ/η̂ adds ½Σhλw²/η̂ to the expected loss of a linear model", published="exact")
+def noise_costs_as_much(rows: list[Row], settings: Settings) -> Found:
+    noise = among(rows, kind="noise")
+    worst = max(abs(row[law]["standard_errors"]) for row in noise for law in ("Gaussian", "Bernoulli"))
+    return f"within {worst:.1f} standard errors of {settings['draws']:,} draws", worst < 4
+
+
+@claim("variational dropout follows 2·LogSum(2), hard-concrete L0 follows √2·MCP(√½)", published="close (figure)")
+def nearest_curves(rows: list[Row], settings: Settings) -> Found:
     curves = {row["name"]: torch.tensor(row["value"]) for row in among(rows, kind="curve")}
     pairs = (("VarDrop", "2·LogSum(2)"), ("hard-concrete(1)", "√2·MCP(√½)"))
     apart = {
         (a, b): float((curves[a] - curves[b]).abs().max() / curves[a].max()) for a in curves for b in curves if a != b
     }
-    nearest = all(apart[a, b] == min(apart[a, c] for c in curves if c != a) for a, b in pairs)
+    near = " and ".join(f"{100 * apart[pair]:.0f} %" for pair in pairs)
+    said = f"each the nearest of the figure's curves, {near} of the largest value apart at most"
+    return said, all(apart[a, b] == min(apart[a, c] for c in curves if c != a) for a, b in pairs)
+
+
+@claim(
+    "readings of the figure: VarDrop 2.7 and 2·LogSum 2.5 at 5, Standout 0.96, hard-concrete and MCP 0.49",
+    published="as named",
+)
+def readings(rows: list[Row], settings: Settings) -> Found:
+    end = {row["name"]: row["end"] for row in among(rows, kind="curve")}
     read = {"VarDrop": 2.7, "2·LogSum(2)": 2.5, "Standout(1)": 0.96, "hard-concrete(1)": 0.49, "√2·MCP(√½)": 0.49}
-    return [
-        Verdict(CLAIMS[0], "by definition", f"midpoint rule within {off:.1e}", Outcome.of(off < 1e-4)),
-        Verdict(
-            CLAIMS[1],
-            "exact",
-            f"within {max(errors):.1f} standard errors of {settings['draws']:,} draws",
-            Outcome.of(max(errors) < 4),
-        ),
-        Verdict(
-            CLAIMS[2],
-            "close (figure)",
-            f"each the nearest of the figure's curves, {' and '.join(f'{100 * apart[pair]:.0f} %' for pair in pairs)} "
-            "of the largest value apart at most",
-            Outcome.of(nearest),
-        ),
-        Verdict(
-            CLAIMS[3],
-            "as named",
-            ", ".join(f"{name} {end[name]:.2f}" for name in read),
-            Outcome.of(all(abs(end[name] - value) < 0.06 for name, value in read.items())),
-        ),
-    ]
+    said = ", ".join(f"{name} {end[name]:.2f}" for name in read)
+    return said, all(abs(end[name] - value) < 0.06 for name, value in read.items())
 
 
 def draw(rows: list[Row], settings: Settings) -> Any:
@@ -152,14 +148,13 @@ EXPERIMENT = Experiment(
     name="dropout-penalties",
     paper=DROPOUT,
     title="The effective penalty of a dropout strategy",
-    claims=CLAIMS,
+    claims=(is_the_integral, noise_costs_as_much, nearest_curves, readings),
     differs="As in the paper's figure (its code's parameters), with quadrature instead of unseeded sampling for "
     "hard-concrete.",
     full=FULL,
     quick=FULL | {"points": 4001, "draws": 20_000},
     cells=cells,
     run=run,
-    judge=judge,
     draw=draw,
     table=table,
     minutes=0.5,

@@ -9,17 +9,12 @@ from torch import Tensor, nn
 
 import winnow
 
-from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdict, among, mean
+from ..base import Bench, Cell, Experiment, Found, Row, Settings, Table, among, claim, mean
 from ..data import examples
 from ..plots import curve, label, panels
 from ..texts import GATING
 from ..training import Training, cosine, count_steps, shuffled
 
-CLAIMS = (
-    "for D > 2 the one-standard-error λ removes the irrelevant modality where all signal is in the other (mix 0 or 1)",
-    "it removes none where both matter (mix 0.5)",
-    "clearer with larger D: the smallest share of λs at which the irrelevant one is still there",
-)
 MIXES = (0.0, 0.5, 1.0)
 ZERO = 1e-5
 
@@ -107,47 +102,44 @@ def one_se(row: Row) -> dict[str, Any]:
     )
 
 
-def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
-    chosen = {(m, D): [one_se(row) for row in among(rows, mix=m, depth=D)] for m in MIXES for D in settings["depths"]}
-    clean, both = {}, {}
+IDLE = {0.0: "image", 1.0: "table"}
+"""The modality without a signal, of each pure mix."""
+
+
+def _both(point: Row) -> bool:
+    return bool(point["table"] > 0 and point["image"] > 0)
+
+
+@claim(
+    "for D > 2 the one-standard-error λ removes the irrelevant modality where all signal is in the other (mix 0 or 1)",
+    published="yes",
+)
+def idle_one_removed(rows: list[Row], settings: Settings) -> Found:
+    clean = {}
     for D in settings["depths"]:
-        right = [p["image"] == 0 < p["table"] for p in chosen[0.0, D]] + [
-            p["table"] == 0 < p["image"] for p in chosen[1.0, D]
+        chosen = [(idle, one_se(row)) for mix, idle in IDLE.items() for row in among(rows, mix=mix, depth=D)]
+        clean[D] = mean([float(p[idle] == 0 and p["table"] + p["image"] > 0) for idle, p in chosen])
+    said = ", ".join(f"D = {D}: {100 * share:.0f} % of runs" for D, share in clean.items())
+    return said, all(share == 1 for D, share in clean.items() if D > 2)
+
+
+@claim("it removes none where both matter (mix 0.5)", published="yes")
+def both_stay(rows: list[Row], settings: Settings) -> Found:
+    both = {D: mean([float(_both(one_se(row))) for row in among(rows, mix=0.5, depth=D)]) for D in settings["depths"]}
+    return ", ".join(f"D = {D}: {100 * share:.0f} %" for D, share in both.items()), min(both.values()) == 1
+
+
+@claim("clearer with larger D: the smallest share of λs at which the irrelevant one is still there", published="yes")
+def clearer_with_depth(rows: list[Row], settings: Settings) -> Found:
+    left = {}
+    for D in settings["depths"]:
+        points = [
+            (idle, p) for mix, idle in IDLE.items() for row in among(rows, mix=mix, depth=D) for p in row["points"]
         ]
-        clean[D] = mean([float(r) for r in right])
-        both[D] = mean([float(p["table"] > 0 and p["image"] > 0) for p in chosen[0.5, D]])
-    idle = {
-        D: mean(
-            [
-                float(p[other] > 0)
-                for mix, other in ((0.0, "image"), (1.0, "table"))
-                for row in among(rows, mix=mix, depth=D)
-                for p in row["points"]
-            ]
-        )
-        for D in settings["depths"]
-    }
-    order = [idle[D] for D in settings["depths"]]
-    return [
-        Verdict(
-            CLAIMS[0],
-            "yes",
-            ", ".join(f"D = {D}: {100 * share:.0f} % of runs" for D, share in clean.items()),
-            Outcome.of(all(share == 1 for D, share in clean.items() if D > 2)),
-        ),
-        Verdict(
-            CLAIMS[1],
-            "yes",
-            ", ".join(f"D = {D}: {100 * share:.0f} %" for D, share in both.items()),
-            Outcome.of(min(both.values()) == 1),
-        ),
-        Verdict(
-            CLAIMS[2],
-            "yes",
-            ", ".join(f"D = {D}: {share:.2f}" for D, share in idle.items()),
-            Outcome.of(order == sorted(order, reverse=True) and order[0] > order[-1]),
-        ),
-    ]
+        left[D] = mean([float(p[idle] > 0) for idle, p in points])
+    order = [left[D] for D in settings["depths"]]
+    said = ", ".join(f"D = {D}: {share:.2f}" for D, share in left.items())
+    return said, order == sorted(order, reverse=True) and order[0] > order[-1]
 
 
 def draw(rows: list[Row], settings: Settings) -> Any:
@@ -194,7 +186,7 @@ EXPERIMENT = Experiment(
     name="gating-fusion",
     paper=GATING,
     title="Late fusion",
-    claims=CLAIMS,
+    claims=(idle_one_removed, both_stay, clearer_with_depth),
     differs="Digit value mixed with six smooth functions of U[−1, 1], 2,000 samples for training and validation, 2,000 "
     "for testing, SGD with momentum 0.8, batch 32, rate 5e-3, as published; 100 epochs instead of 300, cosine, "
     "small fully connected branches; the functions, the noise 0.1 and the λ grid are ours; 2 seeds.",
@@ -202,7 +194,6 @@ EXPERIMENT = Experiment(
     quick=FULL | {"data": "digits", "depths": [2, 3], "lambda_paper": [0.03, 0.2], "epochs": 15},
     cells=cells,
     run=run,
-    judge=judge,
     draw=draw,
     table=table,
     seeds=2,

@@ -13,18 +13,12 @@ from winnow.jobs.data import Text
 from winnow.jobs.models import GPTConfig, NanoGPT
 from winnow.jobs.train import evaluate
 
-from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdict, among
+from ..base import Bench, Cell, Experiment, Found, Row, Settings, Table, among, claim
 from ..data import text
 from ..plots import curve, label, panels
 from ..texts import GATING
 from ..training import Stream, Training, cosine
 
-CLAIMS = (
-    "gates trade validation loss smoothly against head sparsity; direct L2,1 never makes a zero",
-    "with direct L2,1 the smallest and the largest head norm converge for large λ",
-    "at every share of heads removed, gates lose less than direct L2,1 pruned by norm afterwards",
-    "the model without its dead heads is smaller and gives the same outputs",
-)
 GATED = ("D=2", "D=3", "D=4")
 DIRECT = "direct L2,1"
 ZERO = 1e-5  # the paper's threshold
@@ -94,42 +88,38 @@ def _pruned(model: NanoGPT, data: Text, size: Tensor, settings: Settings) -> lis
     return out
 
 
-def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
-    count = settings["layers"] * settings["heads"]
-    dense = among(rows, method="dense")[0]["loss"]
-    direct = among(rows, method=DIRECT)
-    zeros = max(count - row["alive"] for row in direct)
-    sparse = [
-        row for row in rows if row["method"] in GATED and row["alive"] <= count // 2 and row["loss"] < dense + 0.1
-    ]
-    ratios = [row["norms"][-1] / row["norms"][0] for row in direct]
-    better, compared = _envelope(rows, count)
+@claim(
+    "gates trade validation loss smoothly against head sparsity; direct L2,1 never makes a zero",
+    published="yes (curves)",
+)
+def gates_make_zeros(rows: list[Row], settings: Settings) -> Found:
+    count, dense = settings["layers"] * settings["heads"], among(rows, method="dense")[0]["loss"]
+    zeros = max(count - row["alive"] for row in among(rows, method=DIRECT))
+    gated = [row for row in rows if row["method"] in GATED]
+    sparse = [row for row in gated if row["alive"] <= count // 2 and row["loss"] < dense + 0.1]
+    said = f"half of the heads gone within 0.1 nats of dense ({dense:.3f}): {len(sparse)} settings; "
+    return f"{said}direct: at most {zeros} zeros", bool(sparse) and zeros == 0
+
+
+@claim("with direct L2,1 the smallest and the largest head norm converge for large λ", published="yes")
+def norms_converge(rows: list[Row], settings: Settings) -> Found:
+    ratios = [row["norms"][-1] / row["norms"][0] for row in among(rows, method=DIRECT)]
+    said = "largest over smallest norm " + ", ".join(f"{r:.1f}" for r in ratios) + " as λ grows"
+    return said, ratios[-1] < ratios[0]
+
+
+@claim("at every share of heads removed, gates lose less than direct L2,1 pruned by norm afterwards", published="yes")
+def gates_lose_less(rows: list[Row], settings: Settings) -> Found:
+    better, compared = _envelope(rows, settings["layers"] * settings["heads"])
+    return f"at {better} of {compared} sizes", better == compared > 0
+
+
+@claim("the model without its dead heads is smaller and gives the same outputs", published="not shown")
+def smaller_and_equal(rows: list[Row], settings: Settings) -> Found:
     shrunk = [row for row in rows if row.get("parameters")]
     worst = max((row["max_error"] for row in shrunk), default=math.nan)
-    return [
-        Verdict(
-            CLAIMS[0],
-            "yes (curves)",
-            f"half of the heads gone within 0.1 nats of dense ({dense:.3f}): {len(sparse)} settings; "
-            f"direct: at most {zeros} zeros",
-            Outcome.of(bool(sparse) and zeros == 0),
-        ),
-        Verdict(
-            CLAIMS[1],
-            "yes",
-            "largest over smallest norm " + ", ".join(f"{r:.1f}" for r in ratios) + " as λ grows",
-            Outcome.of(ratios[-1] < ratios[0]),
-        ),
-        Verdict(CLAIMS[2], "yes", f"at {better} of {compared} sizes", Outcome.of(better == compared > 0)),
-        Verdict(
-            CLAIMS[3],
-            "not shown",
-            f"{len(shrunk)} models, outputs within {worst:.0e}",
-            Outcome.of(
-                bool(shrunk) and worst < 1e-4 and all(row["parameters"][1] < row["parameters"][0] for row in shrunk)
-            ),
-        ),
-    ]
+    less = bool(shrunk) and all(row["parameters"][1] < row["parameters"][0] for row in shrunk)
+    return f"{len(shrunk)} models, outputs within {worst:.0e}", less and worst < 1e-4
 
 
 def _envelope(rows: list[Row], count: int) -> tuple[int, int]:
@@ -198,7 +188,7 @@ EXPERIMENT = Experiment(
     name="gating-heads",
     paper=GATING,
     title="Attention heads on Tiny Shakespeare",
-    claims=CLAIMS,
+    claims=(gates_make_zeros, norms_converge, gates_lose_less, smaller_and_equal),
     differs="Shrunk for two cores: 4 layers of 8 heads, width 128, context 64, 1,000 steps (published: 6 layers of 12 "
     "heads, width 384, context 256, 3,000 steps, a larger text). Adam 1e-3 with cosine, batch 32, single runs, "
     "threshold 1e-5, as published. A head's group is its Q, K and V (published: V alone).",
@@ -215,7 +205,6 @@ EXPERIMENT = Experiment(
     },
     cells=cells,
     run=run,
-    judge=judge,
     draw=draw,
     table=table,
     minutes=25.0,

@@ -14,16 +14,12 @@ from torch import Tensor, nn
 import winnow
 from winnow.jobs.models import GPTConfig, LeNet300100, NanoGPT
 
-from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdict, among, mean
+from ..base import Bench, Cell, Experiment, Found, Row, Settings, Table, among, claim, mean
 from ..plots import curve, label, panels
 from ..texts import GATING
 from ..training import cross_entropy
-from .filters import VGG16
+from .vgg import VGG16
 
-CLAIMS = (
-    "at D = 4 the gates are less than 1 % of the weights of every network",
-    "a training step takes 0–30 % longer, the less the larger the batch",
-)
 NETS = ("LeNet-300-100", "VGG-16", "nanoGPT")
 PUBLISHED = {"LeNet-300-100": 8.8e-3, "VGG-16": 8.4e-4, "nanoGPT": 2.0e-5}
 """Share of the gates at D = 4 in the published sizes."""
@@ -103,28 +99,27 @@ def step(like: nn.Module, where: dict[str, winnow.Grouping], batch: int, depth: 
     return take
 
 
-def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
-    counted, timed = among(rows, kind="count"), among(rows, kind="time")
-    shares = {row["net"]: row["extra"] / row["weights"] for row in counted}
-    ratios = {(r["net"], r["batch"]): mean([s["ratio"] for s in timed if s["net"] == r["net"]
-              and s["batch"] == r["batch"]]) for r in timed}  # fmt: skip
+@claim(
+    "at D = 4 the gates are less than 1 % of the weights of every network",
+    published=", ".join(f"{net} {share:.1e}" for net, share in PUBLISHED.items()),
+)
+def gates_are_few(rows: list[Row], settings: Settings) -> Found:
+    shares = {row["net"]: row["extra"] / row["weights"] for row in among(rows, kind="count")}
+    said = ", ".join(f"{net} {share:.1e}" for net, share in shares.items())
+    return said, all(0 < share < 0.01 for share in shares.values())
+
+
+@claim("a training step takes 0–30 % longer, the less the larger the batch", published="+0–30 %")
+def steps_cost_little(rows: list[Row], settings: Settings) -> Found:
+    timed = among(rows, kind="time")
+    ratios = {
+        (r["net"], r["batch"]): mean([s["ratio"] for s in among(timed, net=r["net"], batch=r["batch"])]) for r in timed
+    }
     falls = all(ratios[net, max(sizes)] <= ratios[net, min(sizes)] + NOISE for net, sizes in settings["nets"].items())
     noise = max(abs(row["same"] - 1) for row in timed)
-    return [
-        Verdict(
-            CLAIMS[0],
-            ", ".join(f"{net} {PUBLISHED[net]:.1e}" for net in shares),
-            ", ".join(f"{net} {share:.1e}" for net, share in shares.items()),
-            Outcome.of(all(0 < share < 0.01 for share in shares.values())),
-        ),
-        Verdict(
-            CLAIMS[1],
-            "+0–30 %",
-            "; ".join(f"{net}, batch {batch}: {100 * (x - 1):+.1f} %" for (net, batch), x in ratios.items())
-            + f" (dense against itself: up to {100 * noise:.1f} % off)",
-            Outcome.of(max(row["ratio"] for row in timed) < 1.3 and falls),
-        ),
-    ]
+    said = "; ".join(f"{net}, batch {batch}: {100 * (x - 1):+.1f} %" for (net, batch), x in ratios.items())
+    said += f" (dense against itself: up to {100 * noise:.1f} % off)"
+    return said, max(row["ratio"] for row in timed) < 1.3 and falls
 
 
 def draw(rows: list[Row], settings: Settings) -> Any:
@@ -169,7 +164,7 @@ EXPERIMENT = Experiment(
     name="gating-overhead",
     paper=GATING,
     title="What a gate costs",
-    claims=CLAIMS,
+    claims=(gates_are_few, steps_cost_little),
     differs="On two CPU cores in place of a GPU: the networks at half of their published width for the times (full width "
     "for the counts), windows of 128 characters, medians of 30 steps taken in turns with dense ones. Winnow keeps "
     "one shared gate per group at every depth, where the paper has D − 1. Memory: counted, not measured.",
@@ -177,7 +172,6 @@ EXPERIMENT = Experiment(
     quick=FULL | {"nets": {"LeNet-300-100": [32]}, "depths": [3], "divide": {"count": 4, "time": 8}, "repeats": 3},
     cells=cells,
     run=run,
-    judge=judge,
     draw=draw,
     table=table,
     minutes=8.0,

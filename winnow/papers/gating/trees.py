@@ -9,16 +9,11 @@ from torch import Tensor, nn
 
 import winnow
 
-from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdict, among, mean, spread
+from ..base import Bench, Cell, Experiment, Found, Row, Settings, Table, among, claim, mean, spread
 from ..data import white_wine
 from ..plots import curve, label, panels
 from ..texts import GATING
 from ..training import Training, cosine, count_steps, shuffled
-
-CLAIMS = (
-    "at λ = 3e-3 fewer than 5 of 500 trees are left, with an error like the full model's",
-    "the smaller model without the dead trees gives the same outputs",
-)
 
 
 class Trees(nn.Module):
@@ -93,21 +88,22 @@ def without(model: Trees, alive: Tensor, features: int) -> Trees:
     return small
 
 
-def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
+@claim(
+    "at λ = 3e-3 fewer than 5 of 500 trees are left, with an error like the full model's",
+    published="RMSE ≈ full model, < 5 of 500",
+)
+def few_trees(rows: list[Row], settings: Settings) -> Found:
     full, chosen = among(rows, lambda_paper=0.0), among(rows, lambda_paper=3e-3)
-    rmse = [mean([row["rmse"] for row in found]) for found in (full, chosen)]
-    noise = spread([row["rmse"] for row in full])
-    alive = mean([row["alive"] for row in chosen])
+    before, after = (mean([row["rmse"] for row in found]) for found in (full, chosen))
+    noise, alive = spread([row["rmse"] for row in full]), mean([row["alive"] for row in chosen])
+    said = f"{alive:.1f} trees, RMSE {after:.4f} against {before:.4f} ± {noise:.4f}"
+    return said, alive < 5 and after <= before + max(noise, 0.02)
+
+
+@claim("the smaller model without the dead trees gives the same outputs", published="not shown")
+def same_outputs(rows: list[Row], settings: Settings) -> Found:
     worst = max(row["difference"] for row in rows)
-    return [
-        Verdict(
-            CLAIMS[0],
-            "RMSE ≈ full model, < 5 of 500",
-            f"{alive:.1f} trees, RMSE {rmse[1]:.4f} against {rmse[0]:.4f} ± {noise:.4f}",
-            Outcome.of(alive < 5 and rmse[1] <= rmse[0] + max(noise, 0.02)),
-        ),
-        Verdict(CLAIMS[1], "not shown", f"largest relative difference {worst:.0e}", Outcome.of(worst < 1e-5)),
-    ]
+    return f"largest relative difference {worst:.0e}", worst < 1e-5
 
 
 def draw(rows: list[Row], settings: Settings) -> Any:
@@ -147,7 +143,7 @@ EXPERIMENT = Experiment(
     name="gating-trees",
     paper=GATING,
     title="Neural oblivious trees",
-    claims=CLAIMS,
+    claims=(few_trees, same_outputs),
     differs="White wine, 500 trees, SGD with Nesterov momentum 0.9, cosine from 0.4, 400 epochs, batch 1024, 4 splits, D "
     "= 2, as published; depth 4, softmax and sigmoid instead of entmax and entmoid, trees summed over √500. The "
     "gate multiplies a tree's response; two splits. How the trees were summed, which sets the scale of λ, is not "
@@ -156,7 +152,6 @@ EXPERIMENT = Experiment(
     quick=FULL | {"trees": 40, "depth": 3, "lambda_paper": [0.0, 3e-3], "epochs": 60},
     cells=cells,
     run=run,
-    judge=judge,
     draw=draw,
     table=table,
     seeds=2,

@@ -13,27 +13,27 @@ import winnow
 from winnow.jobs.models import LeNet300100, ResNet20
 from winnow.jobs.train import evaluate
 
-from ..base import Bench, Cell, Experiment, Outcome, Row, Settings, Table, Verdict, among, mean
+from ..base import Bench, Cell, Experiment, Outcome, Settings, Verdict
 from ..data import examples, images
-from ..plots import curve, label, panels
 from ..texts import PILOT
 from ..training import Stream, Training, cosine
+from .curves import (
+    ALSO,
+    GRID,
+    balanced_lags,
+    controller_level,
+    draw,
+    l1_collapses,
+    leads_where_sparse,
+    masks_help,
+    methods,
+    strengths,
+    table,
+    variants_below,
+)
 from .learnt_masks import fold, reparametrise
 
-CLAIMS = (
-    "m ⊙ v without regularisation already beats plain magnitude removal",
-    "PILoT is at or above every comparison at 95 % sparsity and more",
-    "strong L1 on the weights competes up to high sparsity, then collapses",
-    "the balanced start (spred) is worse than PILoT until extreme sparsity",
-    "the published controller of the strength does as well as a dose given beforehand",
-    "L1 on m, and spred from independent factors, are below PILoT at 95 % sparsity and more",
-)
-METHODS = ("plain", "m⊙v", "PILoT", "balanced (spred)", "L1 on x", "continuous sparsification", "STR", "HAM")
-ALSO = ("PILoT, controller", "L1 on m", "spred, independent start")
-"""Compared on the smaller network only."""
 FACTORED = ("m⊙v", "PILoT", "balanced (spred)", *ALSO)
-GRID = [1 - 0.8**k for k in range(1, 26)]
-"""The published sparsities."""
 
 
 def cells(settings: Settings, seeds: int) -> list[Cell]:
@@ -44,17 +44,6 @@ def cells(settings: Settings, seeds: int) -> list[Cell]:
         for s in strengths(m, settings["nets"][net], settings)
         for k in range(min(seeds, settings["nets"][net]["seeds"]))
     ]
-
-
-def methods(net: Settings) -> tuple[str, ...]:
-    """What is compared on a network."""
-    return (*METHODS, *(ALSO if net["also"] else ()))
-
-
-def strengths(method: str, net: Settings, settings: Settings) -> list[float]:
-    """The grid of a method on a network: fewer points where the network says so."""
-    grid = settings["strengths"].get(method, [0.0])
-    return [s for s in grid if s in net["only"].get(method, grid)]
 
 
 def run(cell: Cell, settings: Settings, bench: Bench) -> dict[str, Any]:
@@ -157,102 +146,6 @@ def _removed(model: nn.Module, names: list[str], data: Any, grid: list[int]) -> 
     return out
 
 
-def best(rows: list[Row], net: str, method: str, settings: Settings) -> list[float]:
-    """Mean accuracy at each sparsity, the best strength for each, as published."""
-    means = []
-    for s in strengths(method, settings["nets"][net], settings):
-        found = among(rows, net=net, method=method, strength=s)
-        means.append([mean([row["accuracy"][k][1] for row in found]) for k in range(len(settings["grid"]))])
-    return [max(values) for values in zip(*means, strict=True)]
-
-
-def judge(rows: list[Row], settings: Settings) -> list[Verdict]:
-    nets = [net for net in settings["nets"] if among(rows, net=net)]
-    top = {(net, m): best(rows, net, m, settings) for net in nets for m in methods(settings["nets"][net])}
-    sparse = [i for i, k in enumerate(settings["grid"]) if GRID[k - 1] >= 0.949]
-    mild = [i for i, k in enumerate(settings["grid"]) if 0.5 < GRID[k - 1] < 0.949]
-    rivals = {net: [m for m in methods(settings["nets"][net]) if not m.startswith("PILoT")] for net in nets}
-    first = {
-        net: sum(top[net, "PILoT"][i] >= max(top[net, m][i] for m in rivals[net]) - 0.05 for i in sparse)
-        for net in nets
-    }
-    gain = {net: mean([top[net, "m⊙v"][i] - top[net, "plain"][i] for i in (*mild, *sparse)]) for net in nets}
-    lag = {net: mean([top[net, "PILoT"][i] - top[net, "balanced (spred)"][i] for i in mild]) for net in nets}
-    edge = next(i for i, k in enumerate(settings["grid"]) if GRID[k - 1] >= 0.949)
-    fall = {net: tuple(top[net, m][edge] - top[net, m][-1] for m in ("L1 on x", "PILoT")) for net in nets}
-    lost = {net: max(top[net, "plain"][0] - top[net, "L1 on x"][i] for i in mild) for net in nets}
-    also = [net for net in nets if settings["nets"][net]["also"]]
-    ahead = {(net, m): mean([top[net, "PILoT"][i] - top[net, m][i] for i in sparse]) for net in also for m in ALSO}
-    return [
-        Verdict(
-            CLAIMS[0], "yes (curves)", _each(gain, "{:+.1f} points on the mean"), Outcome.of(min(gain.values()) > 0)
-        ),
-        Verdict(
-            CLAIMS[1],
-            "yes (curves; ImageNet 95 %: 71.30, spred 69.47, STR 64.94)",
-            _each(first, f"first or level at {{}} of {len(sparse)} sparsities"),
-            Outcome.of(min(first.values()) == len(sparse)),
-        ),
-        Verdict(
-            CLAIMS[2],
-            "yes (curves)",
-            "; ".join(
-                f"{net}: at most {lost[net]:.1f} points lost below 95 %, then {a:.1f} to the end (PILoT {b:.1f})"
-                for net, (a, b) in fall.items()
-            ),
-            Outcome.of(all(lost[net] < 5 and a >= 10 and a > b for net, (a, b) in fall.items())),
-        ),
-        Verdict(
-            CLAIMS[3],
-            "yes (curves)",
-            _each(lag, "{:+.1f} points for PILoT on the mean below 95 %"),
-            Outcome.of(min(lag.values()) > 0),
-        ),
-        Verdict(
-            CLAIMS[4],
-            "used in the published version, its numbers open",
-            _each({net: ahead[net, ALSO[0]] for net in also}, "{:+.1f} points for the dose on the mean from 95 % on"),
-            Outcome.of(all(abs(ahead[net, ALSO[0]]) < 1 for net in also)),
-        ),
-        Verdict(
-            CLAIMS[5],
-            "yes (curves)",
-            "; ".join(f"{net}: {ahead[net, m]:+.1f} points over {m}" for net in also for m in ALSO[1:]),
-            Outcome.of(min(ahead[net, m] for net in also for m in ALSO[1:]) > 0),
-        ),
-    ]
-
-
-def _each(values: dict[str, Any], words: str) -> str:
-    return "; ".join(f"{net}: {words.format(value)}" for net, value in values.items())
-
-
-def draw(rows: list[Row], settings: Settings) -> Any:
-    nets = [net for net in settings["nets"] if among(rows, net=net)]
-    figure, axes = panels(len(nets), "accuracy right after removal by magnitude, no retraining", width=5.2, height=4.0)
-    for ax, net in zip(axes, nets, strict=True):
-        for i, method in enumerate(methods(settings["nets"][net])):
-            left = [1 - GRID[k - 1] for k in settings["grid"]]
-            curve(ax, i, left, best(rows, net, method, settings), method)
-        ax.set_xscale("log")
-        ax.invert_xaxis()
-        label(ax, settings["nets"][net]["title"], "share of weights left", "test accuracy %", legend=net == nets[0])
-    return figure
-
-
-def table(rows: list[Row], settings: Settings) -> Table:
-    shown = [i for i, k in enumerate(settings["grid"]) if k in (5, 10, 14, 18, 21, 25)]
-    lines = [
-        [net, method, *(f"{best(rows, net, method, settings)[i]:.1f}" for i in shown)]
-        for net in settings["nets"]
-        if among(rows, net=net)
-        for method in methods(settings["nets"][net])
-    ]
-    return Table(
-        ("network", "accuracy % at sparsity", *(f"{100 * GRID[settings['grid'][i] - 1]:.1f} %" for i in shown)), lines
-    )
-
-
 STRENGTHS = {
     "plain": [0.0, 1e-4, 5e-4],
     "PILoT": [4.0, 8.0, 16.0],
@@ -307,7 +200,7 @@ EXPERIMENT = Experiment(
     name="pilot-oneshot",
     paper=PILOT,
     title="Removal right after training, without retraining",
-    claims=CLAIMS,
+    claims=(masks_help, leads_where_sparse, l1_collapses, balanced_lags, controller_level, variants_below),
     differs="Networks shrunk for two cores: LeNet-300-100 on Fashion-MNIST (10 epochs) and ResNet-20 of half width on the "
     "JPEG copy of CIFAR-10 (3 epochs; published: full width, 150 epochs). SGD with momentum 0.9, cosine; 0.1, "
     "for m ⊙ v 0.2, as published. A strength of PILoT and spred is a dose Λ over the run (the published λ = 2e-4, "
@@ -335,7 +228,6 @@ EXPERIMENT = Experiment(
     ),
     cells=cells,
     run=run,
-    judge=judge,
     draw=draw,
     table=table,
     seeds=3,
