@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 import winnow
-from winnow.compare import METHODS, Setting, train
-from winnow.compare.ours import Attached, Ours
+from winnow.compare import METHODS, Setting, Trial, train
+from winnow.compare.ours import Ours
 from winnow.jobs import process
 from winnow.jobs.data import Examples
 from winnow.jobs.report import environment, write_json
@@ -29,15 +29,6 @@ from winnow.jobs.train import evaluate
 
 Row = dict[str, Any]
 AXES = ("task", "keep", "optimizer", "route", "rate", "pull")
-
-
-class Pulled(Attached):
-    """The number tuned is `pull` itself."""
-
-    def __init__(self, model: Any, optimizer: Any, setting: Setting, how: winnow.Route) -> None:
-        super(Attached, self).__init__(model, optimizer, setting)
-        when = winnow.Toward(setting.keep, setting.steps, pull=setting.value or 0.3)
-        self.run = winnow.attach(model, optimizer, how=how, where=winnow.Elements(), when=when)
 
 
 def split(data: Examples, seed: int) -> Examples:
@@ -50,12 +41,12 @@ def split(data: Examples, seed: int) -> Examples:
 def accuracy(cell: Row, seed: int, scale: float) -> float:
     """In %, of one training; −1 where it diverged."""
     task, method = TASKS[cell["task"]], METHODS[cell["route"]]
-    if isinstance(method, Ours):
-        method = dataclasses.replace(method, make=Pulled)
     data: Any = split(task.load(lambda _line: None), seed)
     torch.manual_seed(seed)
     model, rate = task.model(data, task.width), cell["rate"] * task.lr[cell["optimizer"]]
     steps = max(1, round(scale * task.epochs * data.steps(task.batch)))
+
+    trial = Trial(number=cell["pull"] or winnow.Toward.pull)
 
     def made(model: Any, _factor: float) -> torch.optim.Optimizer:
         if cell["optimizer"] == "sgd":
@@ -63,7 +54,7 @@ def accuracy(cell: Row, seed: int, scale: float) -> float:
         return torch.optim.AdamW(model.parameters(), rate, weight_decay=0.0)
 
     try:
-        model, _ = train(method, model, data, Setting(cell["keep"], steps, cell["pull"], seed), task.batch, made)
+        model, _ = train(method, model, data, Setting(cell["keep"], steps, trial, seed), task.batch, made)
     except winnow.WinnowError:
         return -1.0
     return 100 * evaluate(model, data)[1]

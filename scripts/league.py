@@ -129,13 +129,14 @@ def _advice(found: Sequence[league.Entry], mine: Sequence[str]) -> str:
         orders = [[e.method for e in league.ranked(found, task, keep)] for task, keep in cells]
         if not orders:
             continue
-        ranks = {
-            name: mean([1 + order.index(name) if name in order else len(order) for order in orders]) for name in mine
-        }
-        best = sorted(ranks, key=lambda name: ranks[name])[:2]
-        said = [f"{name} ({ranks[name]:.1f})" for name in best]
-        lines.append(f"- **{words}** kept: {said[0]}, then {said[1]}.")
-    return "\n".join(["Which route when, by mean rank over these tasks:", "", *lines])
+        names = {name for order in orders for name in order}
+        ranks = {name: mean([1 + order.index(name) if name in order else len(order) for order in orders]) for name in names}
+        order = sorted(ranks, key=lambda name: (ranks[name], name))
+        first = [f"{n} ({ranks[n]:.1f})" for n in order if n in mine][:2]
+        rival = next(f"{n} ({ranks[n]:.1f})" for n in order if n not in mine)
+        place = "ahead of both" if order[0] not in mine else "the best of the others"
+        lines.append(f"- **{words}** kept: {' or '.join(first)}; {place}: {rival}.")
+    return "\n".join(["What to take when, by mean rank over these tasks, of all methods:", "", *lines])
 
 
 def _rates() -> str:

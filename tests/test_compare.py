@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,11 +16,11 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+import winnow
 from winnow.cli import app
-from winnow.compare import METHODS, STRUCTURED, Setting, cell, command, density, league, train
+from winnow.compare import METHODS, STRUCTURED, Setting, Trial, cell, command, density, league, ours, train
 from winnow.compare import study as study_module
-from winnow.compare.base import Made, Training, cubic, largest, weights_of
-from winnow.compare.cell import held_out
+from winnow.compare.base import RATES, Made, Training, cubic, largest, weights_of
 from winnow.compare.ours import toward
 from winnow.compare.rivals import RigL, erdos_renyi
 from winnow.compare.structured import GroupLasso
@@ -39,6 +40,10 @@ def network(seed=0):
     return nn.Sequential(nn.Linear(20, 48), nn.ReLU(), nn.Linear(48, 24), nn.ReLU(), nn.Linear(24, 4))
 
 
+def as_bytes(model):
+    return b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+
+
 def sgd(model, factor):
     return torch.optim.SGD(model.parameters(), 0.1 * factor, momentum=0.9)
 
@@ -47,12 +52,11 @@ def adamw(model, factor):
     return torch.optim.AdamW(model.parameters(), 3e-3 * factor, weight_decay=0.0)
 
 
-def trained(name, keep=0.1, steps=300, optimizer=sgd, seed=0, value=None):
+def trained(name, keep=0.1, steps=300, optimizer=sgd, seed=0, trial=None):
     method, model = METHODS[name], network(seed)
     if name == "PAT":
         pytest.importorskip("torchao.prototype.pat")
-    value = method.values[1] if value is None else value
-    again, found = train(method, model, DATA, Setting(keep, steps, value, seed), 32, optimizer)
+    again, found = train(method, model, DATA, Setting(keep, steps, trial or method.trials[0], seed), 32, optimizer)
     assert again is model
     return model, found
 
@@ -84,22 +88,21 @@ def test_the_same_seed_gives_the_same_model(name):
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_the_number_that_is_tuned_matters(name):
-    method = METHODS[name]
-    models = [trained(name, steps=60, value=value)[0] for value in (method.values[0], method.values[-1])]
-    assert any(not torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True))
+    trials = METHODS[name].trials
+    assert len({as_bytes(trained(name, steps=60, trial=trial)[0]) for trial in trials}) == len(trials) == 5
 
 
 def test_every_method_has_the_same_tuning_budget():
-    assert {len(method.values) for method in METHODS.values()} == {3}
+    assert {len(method.trials) for method in METHODS.values()} == {5}
 
 
 def test_what_lies():
     """A method that leaves more than it was asked to, and one that diverges, are refused."""
-    lazy = Made("lazy", "does nothing", (1.0,), Training)
+    lazy = Made("lazy", "does nothing", RATES, Training)
     with pytest.raises(WinnowError, match=r"lazy left 1\.0000 where 0\.1 was asked for"):
-        train(lazy, network(), DATA, Setting(0.1, 10, 1.0), 32, sgd)
+        train(lazy, network(), DATA, Setting(0.1, 10), 32, sgd)
     with pytest.raises(WinnowError, match=r"the loss is (nan|inf)"):
-        train(METHODS["dense"], network(), DATA, Setting(1.0, 300, 1e4), 32, sgd)
+        train(METHODS["dense"], network(), DATA, Setting(1.0, 300, Trial(1e4)), 32, sgd)
 
 
 def test_the_largest_over_all_weights_and_one_of_each():
@@ -131,19 +134,32 @@ def test_rigl_moves_connections_to_the_largest_gradients():
     """By hand, one move: the smallest of the live go, the dead of largest gradient come, at zero, without momentum."""
     model = nn.Linear(4, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9)
-    rigl = RigL(model, optimizer, Setting(0.5, 100, 1.0))
+    rigl = RigL(model, optimizer, Setting(0.5, 100))
     rigl.masks = [torch.tensor([[True, True, False, False]])]
     with torch.no_grad():
-        model.weight.copy_(torch.tensor([[0.1, 2.0, 0.0, 0.0]]))
+        model.weight.copy_(torch.tensor([[0.1, 2.0, 0.0, 7.0]]))
+    optimizer.state[model.weight]["momentum_buffer"] = torch.full((1, 4), 5.0)
     new = rigl._move(model.weight, torch.tensor([[9.0, 9.0, 1.0, -3.0]]), rigl.masks[0], 0.5)
     assert new.tolist() == [[False, True, False, True]]
+    assert float(model.weight[0, 3]) == 0 and float(model.weight[0, 1]) == 2
+    assert optimizer.state[model.weight]["momentum_buffer"].tolist() == [[5.0, 5.0, 5.0, 0.0]]
+
+
+@pytest.mark.parametrize("name", ["random mask", "RigL"])
+def test_random_masks_know_nothing_of_the_initial_weights(name):
+    """Both are drawn from the cell's seed: of 196 weights left about half are positive (all of them, were they one stream)."""
+    model = network(seed=3)
+    before = [w.detach().clone() for w in weights_of(model)]
+    masks = METHODS[name].begin(model, sgd(model, 1.0), Setting(0.1, 100, seed=3)).masks
+    signs = torch.cat([w[mask] > 0 for w, mask in zip(before, masks, strict=True)]).float()
+    assert abs(float(signs.mean()) - 0.5) < 4 * 0.5 / len(signs) ** 0.5
 
 
 def test_rigl_explores_more_than_it_keeps():
     """Over a run more connections have lived than live at any time, and the density never leaves the budget."""
     seen, model = [], network()
-    method = Made("spy", "RigL", (1.0,), lambda m, o, s: Spy(m, o, s, seen))
-    train(method, model, DATA, Setting(0.1, 200, 1.0), 32, sgd)
+    method = Made("spy", "RigL", RATES, lambda m, o, s: Spy(m, o, s, seen))
+    train(method, model, DATA, Setting(0.1, 200), 32, sgd)
     ever = [torch.stack([step[k] for step in seen]).any(0) for k in range(3)]
     assert density([e.float() for e in ever]) > 0.15
     budgets = [sum(int(m.sum()) for m in step) for step in seen]
@@ -164,13 +180,13 @@ class Spy(RigL):
 # ---- whole units -------------------------------------------------------------------------------------------------
 
 
-def cut(name, keep=0.3, steps=300, optimizer=sgd, seed=0, value=None, model=None):
+def cut(name, keep=0.3, steps=300, optimizer=sgd, seed=0, trial=None, model=None):
     method = STRUCTURED[name]
     if name == "group norm":
         pytest.importorskip("torch_pruning")
     model = network(seed) if model is None else model
-    value = method.values[1] if value is None else value
-    return train(method, model, DATA, Setting(keep, steps, value, seed, DATA.x[:2]), 32, optimizer)
+    setting = Setting(keep, steps, trial or method.trials[0], seed, DATA.x[:2])
+    return train(method, model, DATA, setting, 32, optimizer)
 
 
 def parameters(model):
@@ -202,30 +218,26 @@ def test_the_same_seed_gives_the_same_smaller_model(name):
 
 @pytest.mark.parametrize("name", STRUCTURED)
 def test_the_number_that_is_tuned_matters_for_units(name):
-    values = STRUCTURED[name].values
-    models = [cut(name, steps=60, value=value)[0] for value in (values[0], values[-1])]
-    shapes = [[p.shape for p in m.parameters()] for m in models]
-    assert len(values) == 3
-    assert shapes[0] != shapes[1] or any(
-        not torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True)
-    )
+    trials = STRUCTURED[name].trials
+    assert len({as_bytes(cut(name, steps=60, trial=trial)[0]) for trial in trials}) == len(trials) == 5
 
 
-@pytest.mark.parametrize(("keep", "pull"), [(0.5, 0.3), (0.05, 0.4), (0.02, 1.0), (0.001, 1.0)])
-def test_how_hard_a_route_pulls(keep, pull):
-    """0.3, more where little is kept, 1 at most; times the value tuned."""
-    assert toward(Setting(keep, 100, 3.0)).pull == pytest.approx(3 * pull)
+def test_what_a_route_tunes_is_its_pull_around_the_librarys_own():
+    assert toward(Setting(0.1, 100, ours.PULLS[0])) == winnow.Toward(0.1, 100)
+    assert {toward(Setting(0.1, 100, trial)).pull for trial in ours.PULLS} == {0.1, 0.3, 1.0}
+    with pytest.raises(WinnowError, match="needs its own number"):
+        toward(Setting(0.1, 100))
 
 
 def test_units_need_an_example():
     with pytest.raises(WinnowError, match="Setting"):
-        train(STRUCTURED["group lasso"], network(), DATA, Setting(0.3, 10, 1e-4), 32, sgd)
+        train(STRUCTURED["group lasso"], network(), DATA, Setting(0.3, 10, Trial(number=1e-4)), 32, sgd)
 
 
 def test_the_group_lasso_step_is_the_proximal_operator():
     """By hand: every unit, weight row and bias together, times 1 − lr·λ·√size/‖unit‖, at least 0."""
     model = network()
-    at_work = GroupLasso(model, torch.optim.SGD(model.parameters(), 0.5), Setting(0.3, 100, 0.02, 0, DATA.x[:2]))
+    at_work = GroupLasso(model, torch.optim.SGD(model.parameters(), 0.5), Setting(0.3, 100, Trial(number=0.02), 0, DATA.x[:2]))
     rows = torch.cat([model[0].weight, model[0].bias[:, None]], 1).detach().clone()
     at_work.after(1)
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
@@ -242,7 +254,7 @@ def test_torch_pruning_sees_convolutions_too():
     model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1),
                           nn.ReLU(), nn.Flatten(), nn.Linear(320, 4))  # fmt: skip
     whole = parameters(model)
-    small, found = train(STRUCTURED["group norm"], model, data, Setting(0.4, 40, 5e-4, 0, data.x[:2]), 32, sgd)
+    small, found = train(STRUCTURED["group norm"], model, data, Setting(0.4, 40, Trial(number=5e-4), 0, data.x[:2]), 32, sgd)
     assert parameters(small) <= 0.4 * whole and found["density"] == parameters(small) / whole
     assert small(data.x).shape == (256, 4)
 
@@ -250,14 +262,19 @@ def test_torch_pruning_sees_convolutions_too():
 # ---- the study ---------------------------------------------------------------------------------------------------
 
 PLAN = {"tasks": ["digits"], "methods": ["gradual magnitude", "gating, D = 3"], "keeps": [0.2, 0.1], "seeds": 2, "scale": 0.05}
-CELLS = 2 * (3 + 2 * 2)
+CELLS = 2 * (5 * 2 + 2 * 2)
 
 
 def fake(cell, scale, alive=lambda: None):
-    """A score by which value 1.0 (or 0.3) is best, and gating always wins."""
-    best = METHODS[cell["method"]].values[1]
-    score = 90.0 + 5 * cell["method"].startswith("gating") - abs(cell["value"] - best) + 0.1 * cell["seed"]
-    return {"score": score, "density": cell["keep"], "value": cell["value"], "layers": {"fc.weight": cell["keep"]}}
+    """A score by which the third trial is best on the mean, the last for one seed, and gating always wins."""
+    at = METHODS[cell["method"]].trials.index(Trial(cell["rate"], cell["number"]))
+    score = 90.0 + 5 * cell["method"].startswith("gating") + (at == 2) + 1.5 * (at == 4 and cell["seed"] == 0)
+    found = {"score": score + 0.1 * cell["seed"], "density": cell["keep"], "layers": {"fc.weight": cell["keep"]}}
+    return found | {"rate": cell["rate"], "number": cell["number"]}
+
+
+def best_of_fake(row):
+    return Trial(row["rate"], row["number"]) == METHODS[row["method"]].trials[2]
 
 
 @pytest.fixture
@@ -271,20 +288,30 @@ def test_a_study_runs_tunes_and_ranks(optuna, tmp_path):
     work(str(tmp_path), fake, lambda *line: lines.append(line))
     found = rows(open_study(str(tmp_path)))
     assert len(found) == CELLS == len(lines) and lines[-1][1:] == (CELLS, CELLS)
-    assert all(row["value"] == METHODS[row["method"]].values[1] for row in found if row["phase"] == "final")
+    assert all(best_of_fake(row) for row in found if row["phase"] == "final")
     entries = league.entries(found)
     assert [len(e.scores) for e in entries] == [2] * 4
     order = league.ranked(entries, "digits", 0.1)
     assert [e.method for e in order] == ["gating, D = 3", "gradual magnitude"]
-    assert order[0].mean == pytest.approx(95.05) and order[0].spread == pytest.approx(0.1 / 2**0.5)
+    assert order[0].mean == pytest.approx(96.05) and order[0].spread == pytest.approx(0.1 / 2**0.5)
     assert league.standing(entries, ["gating, D = 3"]) == league.Standing(2, 2, 2)
     assert league.standing(entries, ["gradual magnitude"]) == league.Standing(2, 0, 0)
     assert league.standing(entries, ["gating, D = 3"], most=0.05) == league.Standing(0, 0, 0)
 
 
 def test_level_is_within_one_standard_deviation():
+    """The first's own: a method is not level for being noisy, nor with seeds that failed."""
     a, b = league.Entry("t", "a", 0.1, [90.0, 92.0], 0.1, 0), league.Entry("t", "b", 0.1, [89.7, 89.9], 0.1, 0)
-    assert league.level(b, a) and not league.level(league.Entry("t", "c", 0.1, [89.0, 89.2], 0.1, 0), a)
+    assert league.level(b, a) and not league.level(league.Entry("t", "c", 0.1, [88.0, 90.2], 0.1, 0), a)
+    assert not league.level(league.Entry("t", "d", 0.1, [90.9], 0.1, 1), a)
+
+
+def test_what_failed_wins_nothing():
+    good, part, none = (league.Entry("t", name, 0.1, scores, 0.1, failed) for name, scores, failed in
+                        (("good", [90.0, 91.0, 92.0], 0), ("part", [95.0], 2), ("none", [], 3)))  # fmt: skip
+    assert [e.method for e in league.ranked([part, none, good], "t", 0.1)] == ["good", "part"]
+    assert league.standing([part, none, good], ["part", "none"]) == league.Standing(1, 0, 0)
+    assert league.standing([none], ["none"]) == league.Standing(0, 0, 0)
 
 
 def test_what_is_done_is_not_done_again_and_what_failed_is_told(optuna, tmp_path):
@@ -310,7 +337,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_told(optuna, tmp_path
     work(str(tmp_path), fake)
     found = rows(study)
     assert len(found) == CELLS and not any(row["error"] for row in found)  # what had failed was tried again
-    assert all(row["value"] == METHODS[row["method"]].values[1] for row in found if row["phase"] == "final")
+    assert all(best_of_fake(row) for row in found if row["phase"] == "final")
     done = len([t for t in study.trials if t.state.name == "COMPLETE"])
     work(str(tmp_path), fake)
     assert len([t for t in study.get_trials() if t.state.name == "COMPLETE"]) == done == CELLS
@@ -329,7 +356,7 @@ def test_a_failed_job_does_not_stop_the_rest(optuna, tmp_path):
     assert len(found) == CELLS and len(failed) == CELLS // 2
     assert {row["error"] for row in failed} == {
         "RuntimeError: shapes cannot be multiplied",
-        "no value of its number could be trained",
+        "no trial of its tuning could be trained",
     }
     assert [e.failed for e in league.entries(found)] == [2, 2, 0, 0]
 
@@ -351,7 +378,7 @@ def test_two_workers_never_take_the_same_job(optuna, tmp_path):
     study = open_study(str(tmp_path))
     found = rows(study)
     cells = [json.dumps(t.user_attrs["cell"], sort_keys=True) for t in study.trials if t.state.name == "COMPLETE"]
-    assert len(cells) == len(set(cells)) == len(found) == 2 * (3 + 2 * 6)
+    assert len(cells) == len(set(cells)) == len(found) == 2 * (5 * 2 + 2 * 6)
     assert len({row["pid"] for row in found}) > 1
 
 
@@ -432,9 +459,9 @@ def test_from_the_command_line_on_real_data(optuna, tmp_path):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "c" / "run.json").read_text())
-    assert len(record["rows"]) == 8 and all(row["density"] <= 0.201 for row in record["rows"])
-    assert all((0 < row["accuracy"] <= 100 and row["steps"] == record["rows"][0]["steps"]) or row["phase"] == "final"
-               for row in record["rows"])  # fmt: skip
+    assert len(record["rows"]) == 22 and all(row["density"] <= 0.201 for row in record["rows"])
+    assert all(0 < row["accuracy"] <= 100 for row in record["rows"])
+    assert all(len({row["steps"] for row in record["rows"] if row["phase"] == phase}) == 1 for phase in ("tune", "final"))
     assert "Winnow's best: first in" in done.output.replace("\n", " ")
     assert CliRunner().invoke(app, ["worker", str(tmp_path / "c")]).exit_code == 0
     assert CliRunner().invoke(app, ["worker", str(tmp_path / "nowhere")]).exit_code == 2
@@ -444,7 +471,7 @@ def test_from_the_command_line_on_real_data(optuna, tmp_path):
 def test_weight_decay_reaches_every_method(method):
     """The same optimizer for all: on digits (SGD) a strong decay changes what each of them leaves."""
     job = {"task": "digits", "where": "elements", "method": method, "phase": "final", "seed": 0}
-    job |= {"keep": 0.2, "value": METHODS[method].values[0]}
+    job |= {"keep": 0.2, **vars(METHODS[method].trials[0])}
     losses = {cell.run(job, {"scale": 0.05, "weight_decay": decay})["loss"] for decay in (0.0, 0.0, 1e-2)}
     assert len(losses) == 2
 
@@ -471,7 +498,7 @@ def test_a_task_of_ones_own(optuna, tmp_path):
     record = json.loads((tmp_path / "c" / "run.json").read_text())
     assert {row["task"] for row in record["rows"]} == {"signs"} == set(record["plan"]["tasks"])
     assert not any(row["error"] for row in record["rows"]) and all(row["density"] < 0.35 for row in record["rows"])
-    assert "tuning at 0.3" in done.output and "signs" in done.output
+    assert "tuning at rate × 0.3" in done.output and "signs" in done.output
 
 
 TASK = """
@@ -493,13 +520,77 @@ TASK = Task("signs", "which is larger?", load, model, epochs=4, batch=20, optimi
 
 
 def test_tuning_never_sees_the_test_part():
-    held = held_out(DATA)
+    held = DATA.fold(0)
     assert len(held.x) + len(held.test_x) == len(DATA.x)
     rows = {tuple(x.tolist()) for x in DATA.test_x}
     assert not any(tuple(x.tolist()) in rows for x in (*held.x, *held.test_x))
     text = Text("t", "drawn", torch.arange(1000) % 7, torch.full((100,), 9), "abcdefghij", 8)
-    held = held_out(text)
-    assert len(held.train) == 900 and len(held.test) == 100 and not bool((held.test == 9).any())
+    for seed in range(6):
+        held = text.fold(seed)
+        assert len(held.train) == 800 and len(held.test) == 200 and not bool((held.test == 9).any())
+    assert not torch.equal(DATA.fold(0).test_x, DATA.fold(1).test_x)
+
+
+def test_what_was_queued_twice_is_done_once(optuna, tmp_path):
+    """Two who begin at the same time both find nothing there."""
+    study = begin(str(tmp_path), Plan(**PLAN))
+    for again in Plan(**PLAN).cells():
+        study.enqueue_trial({}, user_attrs={"cell": again})
+    seen = []
+    work(str(tmp_path), lambda job, *rest: seen.append(job) or fake(job, *rest))
+    assert len(seen) == CELLS == len(rows(study)) and not [t for t in study.get_trials() if t.state.name == "WAITING"]
+    assert len(list(Plan(**{**PLAN, "keeps": [0.2, 0.2]}).cells())) == CELLS - 2 * 2
+
+
+def test_a_tuning_that_was_lost_is_made_good_before_the_trainings(optuna, tmp_path):
+    """Its worker died: the training that waits for it queues it again, and takes the best of all trials."""
+    study = begin(str(tmp_path), Plan(**PLAN))
+    best = [t for t in study.get_trials() if t.user_attrs["cell"].get("rate") == METHODS["gradual magnitude"].trials[2].rate]
+    for trial in best[:2]:
+        study._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.RUNNING)
+        study._storage.set_trial_user_attr(trial._trial_id, "worker", f"{socket.gethostname()} 999999999")
+    work(str(tmp_path), fake)
+    found = rows(study)
+    assert len(found) == CELLS and all(best_of_fake(row) for row in found if row["phase"] == "final")
+
+
+def test_a_worker_given_up_as_dead_does_not_stumble(optuna, tmp_path):
+    """Another process took its job to be lost while it was at it: that one's result counts, and the worker goes on."""
+    study = begin(str(tmp_path), Plan(**PLAN))
+    given_up = []
+
+    def slow(job, *rest):
+        if not given_up:
+            given_up.append(next(t for t in study.get_trials() if t.state.name == "RUNNING"))
+            study.tell(given_up[0].number, state=optuna.trial.TrialState.FAIL)
+            study.enqueue_trial({}, user_attrs={"cell": job})
+        return fake(job, *rest)
+
+    work(str(tmp_path), slow)
+    assert len(rows(study)) == CELLS and not any(row["error"] for row in rows(study))
+
+
+def test_a_killed_worker_hangs_nobody(optuna, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_crew", _killed)
+    with pytest.raises(WinnowError, match=r"2 of 2 workers died \(exit codes -9, -9\).*same command goes on"):
+        command.compare(Plan(**PLAN), str(tmp_path / "c"), 2, lambda *_: None)
+    assert json.loads((tmp_path / "c" / "run.json").read_text())["rows"] == []
+
+
+def _killed(where, threads, told):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_lacks_something_takes_no_job(optuna, tmp_path, monkeypatch):
+    study = begin(str(tmp_path), Plan(**PLAN))
+    monkeypatch.setattr(command, "loaded", lambda task: object())
+    with pytest.raises(WinnowError, match=r"digits: its data cannot be tuned on.*fold"):
+        command.worker(str(tmp_path))
+    monkeypatch.undo()
+    monkeypatch.setitem(METHODS, "gating, D = 3", Made("lacking", "", RATES, Training, needs="no_such_module"))
+    with pytest.raises(WinnowError, match="lacking needs no_such_module: pip install"):
+        command.worker(str(tmp_path))
+    assert all(t.state.name == "WAITING" for t in study.get_trials())
 
 
 def test_the_league_page_is_what_the_records_say():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from . import ours, rivals, structured
-from .base import Method, Setting, Training, density
+from .base import Method, Setting, Training, Trial, density
 from .loop import train
 
 METHODS: dict[str, Method] = {method.name: method for method in (*rivals.METHODS, *ours.METHODS)}
@@ -14,4 +14,4 @@ STRUCTURED: dict[str, Method] = {method.name: method for method in structured.ME
 """On whole units; shares are of the parameters of the smaller model."""
 ROSTERS: Mapping[str, Mapping[str, Method]] = {"elements": METHODS, "channels": STRUCTURED}
 
-__all__ = ["METHODS", "ROSTERS", "STRUCTURED", "Method", "Setting", "Training", "density", "train"]
+__all__ = ["METHODS", "ROSTERS", "STRUCTURED", "Method", "Setting", "Training", "Trial", "density", "train"]

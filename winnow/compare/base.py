@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,21 +11,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from winnow.errors import WinnowError
+
 CUT = 0.6
 """Share of the steps after which the methods that cut once do so; the rest heals, as `Toward`'s default has it."""
 OFTEN = 100  # cuts in a run
+OWN = 7_777_777
+"""Added to a seed for a method's own random numbers: the model's weights were drawn from the seed itself."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of a method's tuning: the factor of the task's learning rate, and the method's own number if it has one."""
+
+    rate: float = 1.0
+    number: float | None = None
+
+
+def rates(*factors: float) -> tuple[Trial, ...]:
+    """The trials of a method that tunes its learning rate alone; the first wins a tie."""
+    return tuple(Trial(rate) for rate in factors)
+
+
+def numbers(usual: float, low: float, high: float) -> tuple[Trial, ...]:
+    """The trials of a method with a number of its own: three of it, and two more learning rates; the first wins a tie."""
+    return (*(Trial(1.0, x) for x in (usual, low, high)), Trial(0.3, usual), Trial(3.0, usual))
+
+
+RATES = rates(1.0, 0.3, 3.0, 0.5, 2.0)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is given: the density to reach, the optimizer steps there are, the value of the number it tunes."""
+    """What a method is given: the density to reach, the optimizer steps there are, and what is tuned."""
 
     keep: float
     steps: int
-    value: float
+    trial: Trial = Trial()
     seed: int = 0
     example: Any = None
     """What the model is called with; needed by the methods that take units out."""
+
+    @property
+    def number(self) -> float:
+        """The method's own; raises `WinnowError` where it was not given one."""
+        if self.trial.number is None:
+            raise WinnowError("this method needs its own number: Setting(…, trial=Trial(number=…)), as in its trials")
+        return self.trial.number
+
+    def dice(self) -> torch.Generator:
+        """Random numbers of the method's own, which have nothing to do with the initial weights."""
+        return torch.Generator().manual_seed(self.seed + OWN)
 
 
 class Training:
@@ -92,33 +129,33 @@ class Masked(Training):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """`values` are what its one number is tuned over: as many for every method, so that the budget is equal."""
+    """`trials` are what is tried in tuning: as many for every method, so that the budget is equal."""
 
     name: str
     about: str
-    values: Sequence[float]
+    trials: Sequence[Trial]
 
     @abstractmethod
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> Training:
         """Take hold of a fresh model."""
 
-    def rate(self, value: float) -> float:
-        """Factor of the task's learning rate."""
-        return 1.0
+    def check(self) -> None:  # noqa: B027 - optional
+        """Raise `WinnowError` where a library that it needs is missing."""
 
 
 @dataclass(frozen=True)
 class Made(Method):
-    """A method whose training is a class; where `rates`, the number it tunes is the learning rate's factor."""
+    """A method whose training is a class; `needs` names a module of the extra's that it cannot do without."""
 
     make: Callable[[nn.Module, torch.optim.Optimizer, Setting], Training]
-    rates: bool = False
+    needs: str = ""
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> Training:
         return self.make(model, optimizer, setting)
 
-    def rate(self, value: float) -> float:
-        return value if self.rates else 1.0
+    def check(self) -> None:
+        if self.needs and importlib.util.find_spec(self.needs) is None:
+            raise WinnowError(f'{self.name} needs {self.needs}: pip install "torch-winnow[compare]"')
 
 
 def weights_of(model: nn.Module) -> list[Tensor]:

@@ -13,15 +13,14 @@ from torch import nn
 
 from winnow.errors import WinnowError
 from winnow.jobs import process
-from winnow.jobs.data import Data, Text
+from winnow.jobs.data import Data
 from winnow.jobs.screen import Quiet, heard
 from winnow.jobs.tasks import TASKS, Task, read
 from winnow.jobs.train import evaluate
 
-from . import ROSTERS, Setting, train
+from . import ROSTERS, Setting, Trial, train
 
 Row = dict[str, Any]
-HELD = 10  # one in so many of the training part is held out for tuning
 
 
 def run(cell: Row, plan: Row, alive: Callable[[], None] = lambda: None) -> Row:
@@ -31,7 +30,7 @@ def run(cell: Row, plan: Row, alive: Callable[[], None] = lambda: None) -> Row:
     """
     task = task_of(cell["task"])
     data = loaded(cell["task"])
-    data = held_out(data) if cell["phase"] == "tune" else data
+    data = data.fold(cell["seed"]) if cell["phase"] == "tune" else data
     steps = max(1, round(plan["scale"] * task.epochs * data.steps(task.batch)))
     process.prepare()
     torch.manual_seed(cell["seed"])
@@ -43,13 +42,14 @@ def run(cell: Row, plan: Row, alive: Callable[[], None] = lambda: None) -> Row:
             return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay)
         return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
 
-    setting = Setting(cell["keep"], steps, cell["value"], cell["seed"], data.sample()[0][:2])
+    trial = Trial(cell["rate"], cell["number"])
+    setting = Setting(cell["keep"], steps, trial, cell["seed"], data.sample()[0][:2])
     method = ROSTERS[cell["where"]][cell["method"]]
     with heard(Quiet()) as said:
         model, found = train(method, model, data, setting, task.batch, optimizer, lambda _loss: alive())
     loss, accuracy = evaluate(model, data)
     judged = {"loss": loss, "accuracy": 100 * accuracy, "score": -loss if task.by_loss else 100 * accuracy}
-    return {**found, **judged, "value": cell["value"], "dead_units": dead_units(model), "warnings": said}
+    return {**found, **judged, **dataclasses.asdict(trial), "dead_units": dead_units(model), "warnings": said}
 
 
 def task_of(word: str) -> Task:
@@ -65,16 +65,6 @@ def task_of(word: str) -> Task:
 def loaded(task: str) -> Data:
     """The task's data, once per process."""
     return task_of(task).load(lambda line: None)
-
-
-def held_out(data: Any) -> Any:
-    """The same data with a part of its training part in the place of its test part, which is not looked at."""
-    if isinstance(data, Text):
-        cut = len(data.train) - len(data.train) // HELD
-        return dataclasses.replace(data, train=data.train[:cut], test=data.train[cut:])
-    order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(0))
-    held, rest = order[: len(order) // HELD], order[len(order) // HELD :]
-    return dataclasses.replace(data, x=data.x[rest], y=data.y[rest], test_x=data.x[held], test_y=data.y[held])
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from winnow.errors import WinnowError
 from winnow.jobs.report import write_json
 
 from . import ROSTERS, league
-from .cell import task_of
+from .cell import loaded, task_of
 from .ours import Ours
 from .study import Plan, Row, begin, open_study, plan_of, rows, work
 
@@ -27,20 +28,34 @@ def compare(plan: Plan, where: str, jobs: int, news: News) -> Row:
     if jobs < 1:
         raise WinnowError(f"--jobs must be at least 1, got {jobs}")
     begin(where, plan)
-    if jobs == 1:
-        worker(where, news)
-    else:
-        _several(where, jobs, news)
-    record = record_of(where)
-    if "://" not in where:
-        write_json(Path(where) / "run.json", record)
+    try:
+        if jobs == 1:
+            worker(where, news)
+        else:
+            _several(where, jobs, news)
+    finally:  # what is done so far can be looked at
+        record = record_of(where)
+        if "://" not in where:
+            write_json(Path(where) / "run.json", record)
     return record
 
 
 def worker(where: str, news: News = lambda *_: None) -> None:
-    """Take jobs of a study until none is left."""
+    """Take jobs of a study until none is left.
+
+    Raises `WinnowError` before it takes any where data or a library that they need are missing here.
+    """
     from .cell import run
 
+    plan = plan_of(open_study(where))
+    for task in plan["tasks"]:
+        if not hasattr(loaded(task), "fold"):
+            raise WinnowError(
+                f"{task}: its data cannot be tuned on: give {type(loaded(task)).__name__} a method fold(seed) that returns the "
+                "same data with a part of its train part in the test part's place, or use Examples"
+            )
+    for name in plan["methods"]:
+        ROSTERS[plan["where"]][name].check()
     work(where, run, news)
 
 
@@ -79,18 +94,24 @@ def _several(where: str, jobs: int, news: News) -> None:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    told: Any = spawn.SimpleQueue()
+    told: Any = spawn.Queue()
     crew = [spawn.Process(target=_crew, args=(where, threads, told), daemon=True) for _ in range(jobs)]
     try:
         for process in crew:
             process.start()
-        left = jobs
-        while left:
-            line = told.get()
-            if line is None:
-                left -= 1
-            else:
-                news(*line)
+        while True:
+            alive = [process for process in crew if process.is_alive()]  # which also buries the dead
+            try:
+                news(*told.get(timeout=0.5))
+            except queue.Empty:
+                if not alive:
+                    break
+        died = [str(process.exitcode) for process in crew if process.exitcode]
+        if died:
+            raise WinnowError(
+                f"{len(died)} of {jobs} workers died (exit codes {', '.join(died)}), what they said stands above; the same "
+                "command goes on with what is left"
+            )
     finally:
         for process in crew:
             process.terminate()
@@ -102,10 +123,7 @@ def _crew(where: str, threads: int, told: Any) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    try:
-        worker(where, lambda *line: told.put(line))
-    finally:
-        told.put(None)
+    worker(where, lambda *line: told.put(line))
 
 
 def table(record: Row, most: int = 3) -> Any:

@@ -46,13 +46,14 @@ def entries(rows: Sequence[Row]) -> list[Entry]:
 
 
 def ranked(found: Sequence[Entry], task: str, keep: float) -> list[Entry]:
-    """One cell's methods, the best first; dense is no competitor."""
-    return sorted((e for e in found if e.task == task and e.keep == keep), key=lambda e: -e.mean)
+    """One cell's methods, the best first, those with failed seeds last; dense, and what failed altogether, do not compete."""
+    here = (e for e in found if e.task == task and e.keep == keep and e.scores and e.method != "dense")
+    return sorted(here, key=lambda e: (e.failed > 0, -e.mean))
 
 
 def level(entry: Entry, best: Entry) -> bool:
-    """Within one standard deviation (the larger of the two) of the first."""
-    return entry.mean >= best.mean - max(entry.spread, best.spread)
+    """Within one standard deviation, the first's own, of the first; not with seeds that failed."""
+    return not entry.failed and entry.mean >= best.mean - best.spread
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Standing:
 
 def standing(found: Sequence[Entry], ours: Sequence[str], most: float = 1.0) -> Standing:
     """Of `ours` over all cells of a density up to `most`."""
-    cells = sorted({(e.task, e.keep) for e in found if e.keep <= most and e.method != "dense"})
+    cells = sorted({(e.task, e.keep) for e in found if e.keep <= most and e.method != "dense" and e.scores})
     first = close = 0
     for task, keep in cells:
         order = ranked(found, task, keep)

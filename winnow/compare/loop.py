@@ -34,7 +34,8 @@ def train(
     the method takes units out) and what came of it: the density asked and obtained, per weight and in all, seconds.  Raises
     `WinnowError` at a loss that is not finite, or a method that leaves more than it was asked to.
     """
-    made = optimizer(model, method.rate(setting.value))
+    method.check()
+    made = optimizer(model, setting.trial.rate)
     rate = made.param_groups[0]["lr"]
     model.train()
     at_work = method.begin(model, made, setting)

@@ -11,18 +11,14 @@ from torch import nn
 
 import winnow
 
-from .base import Method, Setting, Training
+from .base import Method, Setting, Training, numbers
 
-PULLS, USUAL, FEW = (0.3, 1.0, 3.0), 0.3, 0.02
+PULLS = numbers(winnow.Toward.pull, 0.1, 1.0)
 
 
 def toward(setting: Setting) -> winnow.Toward:
-    """The target, pulled to as hard as is tuned: in units of 0.3, and of up to 1 where little is kept.
-
-    The value is tuned at the middle density alone; the fewer weights stay, the clearer they must stand out.
-    """
-    usual = min(1.0, max(USUAL, FEW / setting.keep))
-    return winnow.Toward(setting.keep, setting.steps, pull=setting.value * usual)
+    """The target, with the `pull` that is tuned."""
+    return winnow.Toward(setting.keep, setting.steps, pull=setting.number)
 
 
 class Attached(Training):
@@ -40,7 +36,7 @@ class Attached(Training):
 @final
 @dataclass(frozen=True)
 class Ours(Method):
-    """A route; what is tuned is how hard `Toward` pulls."""
+    """A route; its own number is how hard `Toward` pulls."""
 
     make: Callable[[nn.Module, torch.optim.Optimizer, Setting, winnow.Route], Training]
     how: winnow.Route

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from winnow.errors import WinnowError
 
-from .base import CUT, OFTEN, Made, Masked, Method, Setting, Training, gradual, largest
+from .base import CUT, OFTEN, RATES, Made, Masked, Method, Setting, Training, gradual, largest, numbers
 
-RATES = (0.3, 1.0, 3.0)
 REGROWN, UNTIL = 0.3, 0.75
 """RigL's share of connections moved at first, and the share of the steps after which it stops (Evci et al. 2020)."""
 
@@ -26,7 +25,7 @@ class Random(Masked):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> None:
         super().__init__(model, optimizer, setting)
-        dice = torch.Generator().manual_seed(setting.seed)
+        dice = setting.dice()
         self.hold(largest([torch.rand(w.shape, generator=dice) for w in self.weights], setting.keep))
 
 
@@ -57,7 +56,7 @@ class RigL(Masked):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> None:
         super().__init__(model, optimizer, setting)
-        dice = torch.Generator().manual_seed(setting.seed)
+        dice = setting.dice()
         self.shares = erdos_renyi([tuple(w.shape) for w in self.weights], setting.keep)
         pairs = zip(self.weights, self.shares, strict=True)
         self.hold([largest([torch.rand(w.shape, generator=dice)], share)[0] for w, share in pairs])
@@ -125,7 +124,7 @@ class Proximal(Masked):
     def after(self, step: int) -> None:
         cut = round(CUT * self.setting.steps)
         if step < cut:
-            by = float(self.optimizer.param_groups[0]["lr"]) * self.setting.value
+            by = float(self.optimizer.param_groups[0]["lr"]) * self.setting.number
             for w in self.weights:
                 w.copy_(w.sign() * (w.abs() - by).clamp_min(0))
         if step == cut:
@@ -170,7 +169,7 @@ class STR(Masked):
             return 0.0
         latent = [module.parametrizations[name].original for module, name in self.owners]  # type: ignore[index, union-attr]
         cost = torch.stack([w.square().sum() for w in latent]).sum() + torch.stack(self.thresholds).square().sum()
-        return 0.5 * self.setting.value * cost
+        return 0.5 * self.setting.number * cost
 
     def after(self, step: int) -> None:
         if step == round(CUT * self.setting.steps):
@@ -192,17 +191,15 @@ class PAT(Masked):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> None:
         super().__init__(model, optimizer, setting)
-        try:
-            from torchao.prototype.pat.optim import PruneOptimizer
-        except ImportError as missing:
-            raise WinnowError('PAT is torchao\'s: pip install "torch-winnow[compare]"') from missing
+        from torchao.prototype.pat.optim import PruneOptimizer
+
         held = {id(w) for w in self.weights}
         self.groups = optimizer.param_groups
         first = self.groups[0]
         ours = {**first, "params": list(self.weights), "prox_type": "ProxLasso", "group_type": "ElemGrouper"}
         rest = {**first, "params": [p for p in first["params"] if id(p) not in held]}
         optimizer.param_groups = [group for group in (ours, rest) if group["params"]]
-        self.pat: Any = PruneOptimizer(optimizer, reg_lambda=setting.value)
+        self.pat: Any = PruneOptimizer(optimizer, reg_lambda=setting.number)
 
     def step(self) -> None:
         (self.optimizer if self.masks else self.pat).step()
@@ -214,12 +211,12 @@ class PAT(Masked):
 
 
 METHODS: tuple[Method, ...] = (
-    Made("dense", "everything stays; same steps", RATES, Dense, rates=True),
-    Made("random mask", "a random mask from the start", RATES, Random, rates=True),
-    Made("one-shot magnitude", "dense, one cut, fine-tuning", RATES, OneShot, rates=True),
-    Made("gradual magnitude", "cubic schedule (Zhu and Gupta)", RATES, Gradual, rates=True),
-    Made("RigL", "drop the smallest, grow by gradient", RATES, RigL, rates=True),
-    Made("L1 proximal", "soft thresholding, one cut, fine-tuning", (1e-5, 1e-4, 1e-3), Proximal),
-    Made("PAT", "torchao's prototype.pat: lasso, one cut, fine-tuning", (1e-4, 1e-3, 1e-2), PAT),
-    Made("STR", "learnt thresholds, one cut, fine-tuning", (1e-4, 3e-4, 1e-3), STR),
+    Made("dense", "everything stays; same steps", RATES, Dense),
+    Made("random mask", "a random mask from the start", RATES, Random),
+    Made("one-shot magnitude", "dense, one cut, fine-tuning", RATES, OneShot),
+    Made("gradual magnitude", "cubic schedule (Zhu and Gupta)", RATES, Gradual),
+    Made("RigL", "drop the smallest, grow by gradient", RATES, RigL),
+    Made("L1 proximal", "soft thresholding, one cut, fine-tuning", numbers(1e-2, 3e-3, 3e-2), Proximal),
+    Made("PAT", "torchao's prototype.pat: lasso, one cut, fine-tuning", numbers(3e-3, 1e-3, 1e-2), PAT, "torchao"),
+    Made("STR", "learnt thresholds, one cut, fine-tuning", numbers(3e-3, 1e-3, 1e-2), STR),
 )

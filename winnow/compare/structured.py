@@ -15,9 +15,8 @@ from winnow.errors import WinnowError
 from winnow.smaller.remove import lowest, magnitude
 from winnow.units import UnitLayer, read_units, weight, zero_units
 
-from .base import CUT, OFTEN, Made, Setting, Training, gradual
+from .base import CUT, OFTEN, RATES, Made, Setting, Training, gradual, numbers
 from .ours import PULLS, Ours, toward
-from .rivals import RATES
 
 HALVINGS = 14  # of the pruning ratio, to come down to a share of the parameters
 
@@ -81,7 +80,7 @@ class Smaller(Held):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> None:
         super().__init__(model, optimizer, setting)
-        dice = torch.Generator().manual_seed(setting.seed)
+        dice = setting.dice()
         self.cut([torch.rand(layer.count, generator=dice) for layer in self.units], setting.keep)
 
 
@@ -110,7 +109,7 @@ class GroupLasso(Held):
     def after(self, step: int) -> None:
         cut = round(CUT * self.setting.steps)
         if step < cut:
-            by = float(self.optimizer.param_groups[0]["lr"]) * self.setting.value
+            by = float(self.optimizer.param_groups[0]["lr"]) * self.setting.number
             for layer in self.units:
                 self._shrink(layer, by)
         if step == cut:
@@ -135,10 +134,8 @@ class GroupNorm(Units):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> None:
         super().__init__(model, optimizer, setting)
-        try:
-            import torch_pruning
-        except ImportError as missing:
-            raise WinnowError('this pruner is Torch-Pruning\'s: pip install "torch-winnow[compare]"') from missing
+        import torch_pruning
+
         self.tp: Any = torch_pruning
         self.pruner = self._pruner(model, 0.5)
 
@@ -160,7 +157,7 @@ class GroupNorm(Units):
             graph = self.tp.DependencyGraph().build_dependency(model, example, verbose=False)
             last = [module for module, node in graph.module2node.items() if not node.outputs]
             pruner = self.tp.pruner.GroupNormPruner(
-                model, example, self.tp.importance.GroupMagnitudeImportance(p=2), reg=self.setting.value, global_pruning=True,
+                model, example, self.tp.importance.GroupMagnitudeImportance(p=2), reg=self.setting.number, global_pruning=True,
                 pruning_ratio=ratio, ignored_layers=last,
                 root_module_types=[nn.modules.conv._ConvNd, nn.Linear],
             )  # fmt: skip
@@ -212,12 +209,18 @@ class Attached(Units):
 
 
 METHODS = (
-    Made("dense", "everything stays; same steps", RATES, Training, rates=True),
-    Made("smaller from scratch", "random units out at the start", RATES, Smaller, rates=True),
-    Made("one-shot magnitude", "dense, one cut of units, fine-tuning", RATES, OneShot, rates=True),
-    Made("gradual magnitude", "units on a cubic schedule", RATES, Gradual, rates=True),
-    Made("group lasso", "proximal steps on units, one cut, fine-tuning", (1e-5, 1e-4, 1e-3), GroupLasso),
-    Made("group norm", "Torch-Pruning's pruner, one cut, fine-tuning", (1e-4, 5e-4, 2e-3), GroupNorm),
+    Made("dense", "everything stays; same steps", RATES, Training),
+    Made("smaller from scratch", "random units out at the start", RATES, Smaller),
+    Made("one-shot magnitude", "dense, one cut of units, fine-tuning", RATES, OneShot),
+    Made("gradual magnitude", "units on a cubic schedule", RATES, Gradual),
+    Made("group lasso", "proximal steps on units, one cut, fine-tuning", numbers(3e-3, 1e-3, 1e-2), GroupLasso),
+    Made(
+        "group norm",
+        "Torch-Pruning's pruner, one cut, fine-tuning",
+        numbers(5e-4, 1e-4, 2e-3),
+        GroupNorm,
+        "torch_pruning",
+    ),
     Ours("gating, D = 3", "a gate of depth 3 on every unit", PULLS, Attached, winnow.Gating(depth=3)),
     Ours("gating, D = 2", "a gate of depth 2 on every unit", PULLS, Attached, winnow.Gating(depth=2)),
     Ours("decay, p = 1/2", "p-norm decay of units", PULLS, Attached, winnow.Decay(winnow.Lp(0.5))),

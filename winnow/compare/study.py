@@ -1,19 +1,20 @@
 """STUDY: the grid of a comparison as independent jobs in an Optuna study; any number of workers, on any machines, take them.
 
-Every (task, method) is tuned first: the values of its one number at one density, seed 0, judged on a tenth of the training
-part that is not trained on.  Then every (density, seed) is trained on the whole with the best value, and judged on the test
-part.
+Every (task, method) is tuned first: its trials at one density, judged on a fifth of the training part that is not trained
+on, another one for each tuning seed.  Then every (density, seed) is trained on the whole with the best trial, and judged on
+the test part.  Nothing is locked: of jobs that stand in the queue twice, the first counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from winnow.jobs.report import environment
 from . import ROSTERS
 from .cell import task_of
 
-FORMAT = 2  # 1 had no `where`
+FORMAT = 3  # 1 had no `where`, 2 one tuned number instead of a learning rate and a number
 NAME = "winnow compare"
 JOURNAL = "journal.log"
+TUNINGS = 2  # seeds of a trial
 BEAT, SILENT = 60.0, 900.0
 """Seconds between a worker's signs of life, and after how many without one it counts as dead."""
 Row = dict[str, Any]
@@ -57,8 +59,10 @@ class Plan:
         for name in self.methods:
             if name not in ROSTERS[self.where]:
                 raise WinnowError(_unknown(name, self.where))
-        if not (self.tasks and self.methods and self.keeps) or self.seeds < 1 or not self.scale > 0:
-            raise WinnowError("a comparison needs tasks, methods, densities, at least one seed, and a scale above 0")
+        if not (self.tasks and self.methods and self.keeps) or self.seeds < 1 or not 0 < self.scale < math.inf:
+            raise WinnowError(
+                "a comparison needs tasks, methods, densities, at least one seed, and a finite scale above 0"
+            )
         if not 0 <= self.weight_decay < math.inf:
             raise WinnowError(f"the weight decay must be finite and >= 0, got {self.weight_decay}")
         if not all(0 < keep < 1 for keep in self.keeps):
@@ -71,11 +75,12 @@ class Plan:
         for task in self.tasks:
             for name in self.methods:
                 same = {"task": task, "where": self.where, "method": name}
-                for value in ROSTERS[self.where][name].values:
-                    yield {"phase": "tune", **same, "keep": middle, "seed": 0, "value": value}
-                for keep in self.keeps if name != "dense" else (1.0,):
+                for trial in ROSTERS[self.where][name].trials:
+                    for seed in range(TUNINGS):
+                        yield {"phase": "tune", **same, "keep": middle, "seed": seed, **asdict(trial)}
+                for keep in dict.fromkeys(self.keeps) if name != "dense" else (1.0,):
                     for seed in range(self.seeds):
-                        yield {"phase": "final", **same, "keep": keep, "seed": seed, "value": None}
+                        yield {"phase": "final", **same, "keep": keep, "seed": seed, "rate": None, "number": None}
 
 
 def _unknown(name: str, where: str) -> str:
@@ -109,6 +114,7 @@ def begin(where: str, plan: Plan) -> Any:
     import optuna
 
     plan.check()
+    plan = replace(plan, tasks=[str(Path(word).resolve()) if word.endswith(".py") else word for word in plan.tasks])
     storage = storage_of(where)
     study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
     asked = {"format": FORMAT, **asdict(plan), "tasks": list(plan.tasks), "methods": list(plan.methods)}
@@ -125,15 +131,22 @@ def begin(where: str, plan: Plan) -> Any:
         study.set_user_attr("environment", environment())
     elif stored != asked:
         raise WinnowError(f"{where} holds another comparison ({stored}): choose another --out, or remove it")
-    known = [_key(trial.user_attrs["cell"]) for trial in _trials(study, "COMPLETE", "WAITING", "RUNNING")]
-    for trial in _trials(study, "RUNNING"):
-        if _dead(trial):
-            storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
-            known.remove(_key(trial.user_attrs["cell"]))
+    _revive(study)
+    known = {_key(trial.user_attrs["cell"]) for trial in _trials(study, "COMPLETE", "WAITING", "RUNNING")}
     for cell in plan.cells():
         if _key(cell) not in known:
             study.enqueue_trial({}, user_attrs={"cell": cell})
     return study
+
+
+def _revive(study: Any) -> None:
+    """Queue the jobs of dead workers again."""
+    import optuna
+
+    for trial in _trials(study, "RUNNING"):
+        if _dead(trial):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+            study.enqueue_trial({}, user_attrs={"cell": trial.user_attrs["cell"]})
 
 
 def open_study(where: str) -> Any:
@@ -168,45 +181,60 @@ def work(where: str, run: Callable[[Row, Row, Alive], Row], news: News = lambda 
     import optuna
 
     study = open_study(where)
-    plan = plan_of(study)
+    plan, aside = plan_of(study), optuna.trial.TrialState.PRUNED
     while _trials(study, "WAITING"):
         trial = study.ask()
         cell = trial.user_attrs.get("cell")
-        if cell is None:  # another worker took the last one between our looking and our asking
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        if cell is None or _twice(study, trial.number, cell):  # another worker was quicker, or queued it as well
+            study.tell(trial, state=aside)
             continue
         trial.set_user_attr("worker", f"{socket.gethostname()} {os.getpid()}")
         beat = _Beat(trial)
-        if cell["phase"] == "final" and _tuning(
-            study, cell, "WAITING"
-        ):  # its tuning was interrupted and queued again: later
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        if cell["phase"] == "final" and not _wait(study, cell):  # its tuning was interrupted and queued again: later
+            study.tell(trial, state=aside, skip_if_finished=True)
             study.enqueue_trial({}, user_attrs={"cell": cell})
             continue
-        try:
-            value = cell["value"] if cell["phase"] == "tune" else _tuned(study, cell)
-            found = run({**cell, "value": value}, plan, beat)
-        except Exception as error:  # a task of the user's own may raise anything; Ctrl-C is none of these
-            words = str(error) if isinstance(error, WinnowError) else f"{type(error).__name__}: {error}"
-            trial.set_user_attr("error", words)
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            said = f"failed: {words}"
-        else:
-            trial.set_user_attr("result", found)
-            study.tell(trial, found["score"])
-            said = f"{found['score']:.4f}"
-        done, all_of_them = len(_trials(study, "COMPLETE", "FAIL")), len(_trials(study))
-        news(
-            f"{cell['task']} · {cell['method']} · {_what(cell)}: {said}",
-            done,
-            all_of_them,
-        )
+        said = _do(study, trial, cell, plan, run, beat)
+        done, all_of_them = (_count(study, *states) for states in (("COMPLETE", "FAIL"), ()))
+        news(f"{cell['task']} · {cell['method']} · {_what(cell)}: {said}", done, all_of_them)
+
+
+def _do(study: Any, trial: Any, cell: Row, plan: Row, run: Callable[[Row, Row, Alive], Row], beat: Alive) -> str:
+    """One job, told to the study; what came of it in words. One given up as dead in the meantime counts for nothing."""
+    import optuna
+
+    value: Any
+    try:
+        chosen = _tuned(study, cell) if cell["phase"] == "final" else {}
+        found = run({**cell, **chosen}, plan, beat)
+    except Exception as error:  # a task of the user's own may raise anything; Ctrl-C is none of these
+        words = str(error) if isinstance(error, WinnowError) else f"{type(error).__name__}: {error}"
+        key, value, score, said = "error", words, None, f"failed: {words}"
+    else:
+        key, value, score, said = "result", found, found["score"], f"{found['score']:.4f}"
+    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        trial.set_user_attr(key, value)
+        study.tell(trial, score, state=optuna.trial.TrialState.FAIL if score is None else None)
+    return said
+
+
+def _twice(study: Any, number: int, cell: Row) -> bool:
+    """Whether the same job is done, or stands before this one."""
+    others = [t for t in _trials(study, "COMPLETE", "RUNNING", "WAITING") if _key(t.user_attrs["cell"]) == _key(cell)]
+    return any(t.state.name == "COMPLETE" or t.number < number for t in others)
+
+
+def _count(study: Any, *states: str) -> int:
+    return len({_key(trial.user_attrs["cell"]) for trial in _trials(study, *states)})
 
 
 def _what(cell: Row) -> str:
     """A job in words."""
     keep = "" if cell["method"] == "dense" else f"{cell['keep']:g} · "
-    return f"{keep}tuning at {cell['value']:g}" if cell["phase"] == "tune" else f"{keep}seed {cell['seed']}"
+    if cell["phase"] == "final":
+        return f"{keep}seed {cell['seed']}"
+    own = "" if cell["number"] is None else f", {cell['number']:g}"
+    return f"{keep}tuning at rate × {cell['rate']:g}{own}"
 
 
 def rows(study: Any) -> list[Row]:
@@ -219,15 +247,28 @@ def rows(study: Any) -> list[Row]:
     return list(out.values())
 
 
-def _tuned(study: Any, cell: Row) -> float:
-    """The best value for the cell's method on its task; waits for tunings that living workers have under way."""
-    while any(not _dead(t) for t in _tuning(study, cell, "RUNNING")):
+def _wait(study: Any, cell: Row) -> bool:
+    """Wait for tunings of the cell's method that living workers have under way; whether all are done then."""
+    while _tuning(study, cell, "RUNNING"):
+        _revive(study)
+        if _tuning(study, cell, "WAITING"):
+            return False
         time.sleep(1.0)
-    judged = _tuning(study, cell, "COMPLETE")
-    if not judged:
-        raise WinnowError("no value of its number could be trained")
-    best = max(judged, key=lambda t: float(t.value))
-    return float(best.user_attrs["cell"]["value"])
+    return not _tuning(study, cell, "WAITING")
+
+
+def _tuned(study: Any, cell: Row) -> Row:
+    """The trial of the best mean over the tuning seeds; of equal ones the first. One that failed for a seed is none."""
+    scores: dict[tuple[float, float | None], list[float]] = {}
+    for t in _tuning(study, cell, "COMPLETE"):
+        at = t.user_attrs["cell"]
+        scores.setdefault((at["rate"], at["number"]), []).append(float(t.value))
+    trials = [(t.rate, t.number) for t in ROSTERS[cell["where"]][cell["method"]].trials]
+    whole = [trial for trial in trials if len(scores.get(trial, ())) >= TUNINGS]
+    if not whole:
+        raise WinnowError("no trial of its tuning could be trained")
+    rate, number = max(whole, key=lambda trial: sum(scores[trial]) / len(scores[trial]))
+    return {"rate": rate, "number": number}
 
 
 def _tuning(study: Any, cell: Row, state: str) -> list[Any]:
@@ -244,7 +285,9 @@ def _trials(study: Any, *states: str) -> list[Any]:
 
 def _key(cell: Row) -> tuple[Any, ...]:
     cell = {"where": "elements", **cell}  # format 1 had none
-    return tuple(cell[key] for key in ("phase", "task", "where", "method", "keep", "seed", "value"))
+    return tuple(
+        cell.get(key) for key in ("phase", "task", "where", "method", "keep", "seed", "rate", "number", "value")
+    )
 
 
 class _Beat:
@@ -261,8 +304,7 @@ class _Beat:
 
 
 def _dead(trial: Any) -> bool:
-    """Whether the job's worker is no more: a process of this machine that is gone, or one elsewhere that has long been
-    silent."""
+    """Whether the job's worker is no more: a process of this machine that is gone, or one that has long been silent."""
     host, _, pid = trial.user_attrs.get("worker", "").partition(" ")
     if host == socket.gethostname() and pid.isdigit():
         try:
@@ -270,6 +312,6 @@ def _dead(trial: Any) -> bool:
         except ProcessLookupError:
             return True
         except PermissionError:
-            return False
-        return False
-    return bool(time.time() - trial.user_attrs.get("beat", 0.0) > SILENT)
+            pass
+    heard = trial.user_attrs.get("beat", trial.datetime_start.timestamp())  # it may just have been taken
+    return bool(time.time() - heard > SILENT)

@@ -18,6 +18,7 @@ from torch import Tensor
 from winnow.errors import WinnowError
 
 from .files import EXTRA, cache_folder, given_folder
+from .fold import fold
 
 FILE = "cifar10_jpeg_q75.npz"
 SHIFT = 4  # pixels, each way (He et al. 2016, section 4.2)
@@ -58,6 +59,10 @@ class Images:
         """The test part, in order."""
         for x, y in zip(torch.split(self.test_x, EVALUATE), torch.split(self.test_y, EVALUATE), strict=True):
             yield self._ready(x), y
+
+    def fold(self, seed: int) -> Images:
+        """To tune on: a part of the train part, by `seed`, in the test part's place."""
+        return fold(self, seed)  # type: ignore[no-any-return]
 
     def describe(self) -> dict[str, Any]:
         """What a run's record says of its data."""

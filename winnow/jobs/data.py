@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from winnow.errors import WinnowError
 
 from .cifar import Images, load_cifar10
 from .files import EXTRA, FOLDERS, Say, cache_folder, cached, given_folder, read_idx
+from .fold import PARTS, fold
 
 NAMES = ("digits", "mnist", "fashion", "cifar10", "shakespeare")
 TRAIN = 60_000  # OpenML holds the train part of both image sets first, then the test part
@@ -71,6 +72,10 @@ class Examples:
         """The test part, in order."""
         yield from zip(torch.split(self.test_x, EVALUATE), torch.split(self.test_y, EVALUATE), strict=True)
 
+    def fold(self, seed: int) -> Examples:
+        """To tune on: a part of the train part, by `seed`, in the test part's place."""
+        return fold(self, seed)  # type: ignore[no-any-return]
+
     def describe(self) -> dict[str, Any]:
         """What a run's record says of its data."""
         sizes = {"train": len(self.x), "test": len(self.test_x)}
@@ -115,6 +120,13 @@ class Text:
         x, y = self._windows(self.test, (len(self.test) - 1) // self.block)
         rows = max(1, 8 * EVALUATE // self.block)
         yield from zip(torch.split(x, rows), torch.split(y, rows), strict=True)
+
+    def fold(self, seed: int) -> Text:
+        """To tune on: the `seed`-th fifth of the train part from its end in the test part's place."""
+        size = len(self.train) // PARTS
+        end = len(self.train) - seed % PARTS * size
+        rest = torch.cat([self.train[: end - size], self.train[end:]])
+        return replace(self, train=rest, test=self.train[end - size : end])
 
     def describe(self) -> dict[str, Any]:
         """What a run's record says of its data."""
