@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -320,10 +321,65 @@ def test_a_path_of_ones_own_loop(walked, tmp_path):
     folder = tmp_path / "own"
     shutil.copytree(walked, folder)
     (folder / "run.json").unlink()
+    with pytest.raises(WinnowError, match=r"unfinished path: winnow path digits.*goes on with it"):
+        page.read(folder)  # by its tag a path of the command's, interrupted before its record was written
+    record = json.loads((folder / "path.json").read_text())
+    (folder / "path.json").write_text(json.dumps(record | {"tag": ""}))
     (run,) = page.read(folder)
     (told,) = page.read(walked)
-    assert run.kind == "path" and run.points == told.points
+    assert run.kind == "path" and run.points == told.points and run.measure == "score"
     assert page.write([run], tmp_path / "r.html").stat().st_size > 1000
+
+
+def changed(folder, out, **words):
+    """A run folder's copy with other words in its record."""
+    shutil.copytree(folder, out)
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**record, **words}))
+    return out
+
+
+def test_what_is_not_finished_is_told_as_such(trained, tmp_path):
+    (run,) = page.read(changed(trained, tmp_path / "a", status="interrupted"))
+    assert run.method.endswith("(interrupted)")
+    empty = changed(trained, tmp_path / "b", status="failed", error="the loss is nan", dense=None, sparse=None)
+    with pytest.raises(WinnowError, match=r"no finished training \(the loss is nan\)"):
+        page.read(empty)
+    said = []
+    assert len(page.read_all([trained, empty], said.append)) == 1 and "the loss is nan" in said[0]
+    with pytest.raises(WinnowError, match="no finished training"):
+        page.read_all([empty], said.append)
+
+
+def test_a_comparison_of_failures_is_told_as_such(tmp_path):
+    row = {"phase": "final", "task": "digits", "method": "dense", "keep": 1.0, "seed": 0, "error": "no luck"}
+    (tmp_path / "run.json").write_text(json.dumps({"format": 1, "kind": "compare", "plan": {"scale": 1.0}, "rows": [row]}))
+    with pytest.raises(WinnowError, match=r"no training of this comparison is done \(no luck\)"):
+        page.read_all([tmp_path], lambda line: None)
+
+
+def test_numbers_without_end_in_a_history_draw_nothing(trained, tmp_path):
+    folder = tmp_path / "a"
+    shutil.copytree(trained, folder)
+    lines = (folder / "history.csv").read_text().splitlines()
+    (folder / "history.csv").write_text("\n".join([*lines, lines[-1].replace(lines[-1].split(",")[2], "inf")]) + "\n")
+    (run,) = page.read(folder)
+    assert not any(isinstance(x, float) and not math.isfinite(x) for row in run.history for x in row.values())
+    assert page.write([run], tmp_path / "r.html").exists()
+
+
+def test_runs_share_a_line_where_their_settings_are_the_same(trained, tmp_path):
+    """Seeds meet at what was asked; shares of other things are lines of their own; an old record has no weight decay."""
+    record = json.loads((trained / "run.json").read_text())
+    options = {key: value for key, value in record["options"].items() if key != "weight_decay"}
+    old = changed(trained, tmp_path / "old", options=options)
+    of_macs = {**record["options"], "keep": None, "keep_macs": record["options"]["keep"]}
+    macs = changed(trained, tmp_path / "macs", options=of_macs)
+    decayed = changed(trained, tmp_path / "wd", options={**record["options"], "weight_decay": 1e-4})
+    runs = page.read_all([trained, old, macs, decayed], lambda line: None)
+    assert runs[0].method == runs[1].method and len({run.method for run in runs}) == 3
+    assert "share of MACs" in runs[2].method and "weight_decay 0.0001" in runs[3].method
+    assert runs[0].points[-1].kept == record["options"]["keep"] and "density" in runs[0].points[-1].more
 
 
 def test_what_collapses_among_many_is_out_of_view_and_counted(trained):

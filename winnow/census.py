@@ -59,6 +59,14 @@ class Census:
         sites = [lane.site for lane in self.lanes]
         return max(site.entries for site in sites) / sum(site.groups.count * site.entries for site in sites)
 
+    @property
+    def floor(self) -> float:
+        """The smallest density there is: one group of every weight stays."""
+        if self.spending is not None:
+            return self.spending.share([1] * len(self.lanes))
+        sites = [lane.site for lane in self.lanes]
+        return sum(site.entries for site in sites) / sum(site.groups.count * site.entries for site in sites)
+
     def density(self, strength: float | None) -> float:
         """Share of all entries (or of what is spent) that lies in nonzero groups."""
         layers = self.layers(strength)

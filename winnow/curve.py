@@ -78,9 +78,18 @@ class Path:
         return "\n".join(lines)
 
 
-def pick(found: Path, **limits: Any) -> nn.Module:
-    """The model to ship: that of `choose(found, …)`, whose limits it takes."""
-    return found.load(choose(found, **limits))
+def pick(
+    found: Path,
+    *,
+    max_drop: float | None = None,
+    max_latency: float | None = None,
+    max_params: int | None = None,
+    max_macs: int | None = None,
+    batch: int | None = None,
+) -> nn.Module:
+    """The model to ship: that of the point which `choose` takes by the same limits."""
+    limits = {"max_drop": max_drop, "max_latency": max_latency, "max_params": max_params, "max_macs": max_macs}
+    return found.load(choose(found, **limits, batch=batch))  # type: ignore[arg-type]
 
 
 def choose(
@@ -110,7 +119,7 @@ def choose(
 
 
 def _sizes(point: Point, dense: Point, batch: int | None) -> dict[str, float]:
-    key = next(iter(point.seconds)) if batch is None else str(batch)
+    key = min(point.seconds, key=int) if batch is None else str(batch)
     if key not in point.seconds:
         raise ScheduleError(f"no latency was measured at batch {batch}: choose from {', '.join(point.seconds)}")
     sizes = {"max_latency": point.seconds[key], "max_params": point.parameters, "max_macs": point.macs}
@@ -121,7 +130,7 @@ def stored_points(record: Folder) -> tuple[dict[str, Any], list[Point]]:
     """What a path was asked for, and its finished points."""
     try:
         stored = dict(json.loads(record.read_text(encoding="utf-8")))
-        points = [_point(**point) for point in stored.pop("points")]
+        points = [_point(**point) for point in stored.pop("points")] if stored.get("format", 0) <= FORMAT else []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{record} is damaged ({error}): remove the folder, or choose another") from error
     if stored.get("format", 0) > FORMAT:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,10 +97,12 @@ def path(
     points = _begun(folder, asked)
     if points:
         _resume(folder / f"rung-{len(points) - 1}" / STATE, model)
+    else:
+        _scored(score, model)  # a score that is no number is told before the training, not after
     dense = load(folder / "rung-0" / SMALL, lambda: copy.deepcopy(template)) if points else None
     for k in range(len(points), len(densities)):
         news("dense" if not k else f"{densities[k]:g}", densities[k], k, len(densities))
-        density, layers = _climb(model, fit, optimizer(model), how, where, densities[k], lengths[k])
+        density, layers = _climb(model, fit, _made(optimizer, model), how, where, densities[k], lengths[k])
         dense = dense or copy.deepcopy(model).eval()
         with _folder(folder / f"rung-{k}") as part:
             numbers = (densities[k], density, sum(lengths[: k + 1]))
@@ -122,10 +125,36 @@ def _lengths(rungs: int, steps: int, cost: float) -> list[int]:
     return [steps, *(max(2, round((cost - 1) * steps * weight / sum(weights))) for weight in weights)]
 
 
+def _scored(score: Callable[[nn.Module], float], model: nn.Module) -> float:
+    """The model's score as a finite float."""
+    found = score(model.eval())
+    try:
+        number = float(found)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ScheduleError(f"score(model) must return a finite number, higher is better, got {found!r}")
+    return number
+
+
+def _made(optimizer: Callable[[nn.Module], Optimizer], model: nn.Module) -> Optimizer:
+    """A fresh optimizer for a rung."""
+    made = optimizer(model) if callable(optimizer) else optimizer
+    if not callable(optimizer) or not isinstance(made, Optimizer):
+        raise ScheduleError(
+            f"optimizer must be a function that builds one, as lambda model: torch.optim.SGD(model.parameters(), 0.1), and "
+            f"every rung takes a fresh one; got {type(made).__name__}"
+        )
+    return made
+
+
 def _check(densities: Sequence[float], steps: int, cost: float) -> None:
-    falling = all(a > b > 0 for a, b in itertools.pairwise(densities))
-    if not densities or densities[0] != 1 or not falling:
-        raise ScheduleError(f"densities must begin with 1.0 (dense) and fall, each above 0, got {list(densities)}")
+    try:
+        falling = all(a > b > 0 for a, b in itertools.pairwise(densities))
+    except TypeError:
+        falling = False
+    if not falling or not densities or densities[0] != 1:
+        raise ScheduleError(f"densities must begin with 1.0 (dense) and fall, each above 0, got {densities}")
     if steps < 1 or not cost > 1:
         raise ScheduleError(
             f"steps must be >= 1 and cost (in dense trainings, the first is one) > 1, got {steps} and {cost}"
@@ -179,7 +208,7 @@ def _finish(
     point = Point(
         asked,
         density,
-        score(small.eval()),
+        _scored(score, small),
         proof.parameters[1],
         sum(int(torch.count_nonzero(theta)) for theta in small.parameters()),
         proof.macs[1],

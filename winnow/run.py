@@ -61,10 +61,10 @@ def attach(
     chosen = Fused.choose(fused, optimizer, sum(site.theta.numel() for site in sites))
     lanes = [how.lane(site, optimizer) for site in sites]
     run = Run(optimizer, how, schedule, lanes, chosen, spending)
+    run.watch.start(sites, schedule.target, run.floor)
     for site in sites:
         for theta in site.weights:
             setattr(theta, ATTACHED, True)
-    run.watch.start(sites)
     return run
 
 
@@ -160,6 +160,11 @@ class Run:
         """Largest share that one group holds: a density cannot be met any finer."""
         return self._census.grain
 
+    @property
+    def floor(self) -> float:
+        """The smallest density there is: one group of every weight stays, and so does what cannot be removed."""
+        return self._census.floor
+
     def density(self) -> float:
         """Share of the penalised weights' entries that lie in nonzero groups; of what `Channels` counts, if that is said."""
         return self._census.density(self._pressing)
@@ -222,7 +227,7 @@ class Run:
         self.release()
         layers = self.layers()
         alive, groups = sum(layer.alive for layer in layers), sum(layer.groups for layer in layers)
-        self.watch.end(self.dose, self.strength, alive, groups, target)
+        self.watch.end(self.dose, self.strength, (alive, groups), (self.density(), target, self.grain))
         return self
 
     def release(self) -> None:

@@ -89,13 +89,14 @@ def _unit_sites(
     tracer, every = read_units(bare, where.example, where.inputs)
     if where.count is not None and not isinstance(where.count, Count):
         raise AttachError(f"count must be MACs() or Parameters(), got {where.count!r}; leave it out to count entries")
+    params = dict(bare.named_parameters(remove_duplicate=False))
+    every = [learnt for layer in every if (learnt := layer.of(params)).members]
     read = {member.name for layer in every if layer.feature for member in layer.members}
     layers = [
         layer for layer in every if layer.count > 1 and (layer.feature or not read & {m.name for m in layer.members})
     ]
     if not layers:
         raise AttachError(f"{type(bare).__name__} has no layer with two units or more that could be removed")
-    params = dict(bare.named_parameters(remove_duplicate=False))
     covered: dict[str, int] = {}
     for member in (m for layer in layers for m in layer.members):
         covered[member.name] = covered.get(member.name, 0) + member.indices.numel()

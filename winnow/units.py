@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -62,6 +62,10 @@ class UnitLayer:
     """Entries of all weights that go with one unit."""
     feature: bool = False
     """Whether the units are features of an input, made of the weights that read them."""
+
+    def of(self, names: Container[str]) -> UnitLayer:
+        """With members of these names alone: a buffer (running statistics) is made with the units, but no weight of theirs."""
+        return replace(self, members=tuple(m for m in self.members if m.name in names))
 
     @property
     def count(self) -> int:

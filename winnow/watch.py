@@ -13,6 +13,7 @@ from torch import Tensor
 from winnow.errors import GradientError, warn
 from winnow.groups import Groups
 from winnow.routes.base import Lane, Route, Site
+from winnow.units import ATTACHED
 
 FIRST = 3  # steps whose gradients are looked at
 EARLY = 200  # steps before which mass death is suspicious
@@ -34,8 +35,21 @@ class Watch:
             self.said.add(key)
             warn(text)
 
-    def start(self, sites: Sequence[Site]) -> None:
-        """What can be told before the first step."""
+    def start(self, sites: Sequence[Site], target: float | None, floor: float) -> None:
+        """What can be told before the first step; `floor` is the smallest density there is."""
+        if target is not None and target < floor:
+            self.say(
+                "floor",
+                f"a density of {target:g} cannot be reached: one group of every weight stays, and what cannot be removed, "
+                f"together {floor:.3g}. Ask for more, or choose other weights with where=",
+            )
+        twice = [site.name for site in sites if any(hasattr(theta, ATTACHED) for theta in site.weights)]
+        if twice:
+            self.say(
+                "twice",
+                f"{_some(twice)} carried a run before, which was neither settled nor released: should its optimizer still "
+                "step, both would change these weights. Call settle() or release() on the earlier run",
+            )
         if self.how.penalty.slope_at_zero == 0:
             self.say(
                 "smooth",
@@ -55,13 +69,13 @@ class Watch:
         if step >= FIRST:
             return
         for lane in lanes:
-            if _invariant(lane):
+            if lane.site.groups.size > 1 and _invariant(lane):
                 self.invariant[lane.site.name] = self.invariant.get(lane.site.name, 0) + 1
         names = [name for name, count in self.invariant.items() if count == FIRST]
         if names:
             self.say(
                 "invariant",
-                f"{_some(names)} feed a normalisation: the loss does not change with their scale, so a penalty shrinks "
+                f"{_some(names)}: a normalisation follows, so the loss does not change with their scale, so a penalty shrinks "
                 "useful and useless groups alike and only the normalisation's ε and finite steps tell them apart. "
                 "Penalise the affine weight behind the normalisation instead: where=Channels(example) does, for whole units",
             )
@@ -83,9 +97,19 @@ class Watch:
                 "Lower the strength or the learning rate, ramp it up (when=Ramp(strength, steps)), or give Toward more steps",
             )
 
-    def end(self, dose: float, strength: float, alive: int, total: int, target: float | None) -> None:
-        """After settling: did the dose suffice?"""
-        reach = self.how.reach
+    def end(
+        self, dose: float, strength: float, groups: tuple[int, int], density: tuple[float, float | None, float]
+    ) -> None:
+        """After settling: groups (alive, all), and the density (obtained, asked for, one group's share)."""
+        reach, (alive, total), (obtained, target, grain) = self.how.reach, groups, density
+        if target is not None and abs(obtained - target) > grain + 1e-6:
+            self.say("missed", f"a density of {target:g} was asked for, {obtained:.4g} is left")
+        if target is None and self.adaptive and dose > 0 and alive == total:
+            self.say(
+                "none",
+                f"none of {total} groups reached zero under {strength:g}: raise the strength, train longer, or ask for a "
+                "target: when=Toward(density=…, steps=…)",
+            )
         if target is None and not self.adaptive and math.isfinite(reach) and 0 < dose < reach and alive > 0.9 * total:
             self.say(
                 "dose",

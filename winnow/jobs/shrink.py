@@ -41,7 +41,7 @@ class Finished:
 
 def make(options: Options, data: Data) -> nn.Module:
     """The run's model, freshly built."""
-    return options.job.model(data, options.width)
+    return options.job.model(data, options.job.width if options.width is None else options.width)
 
 
 def example_of(data: Data) -> torch.Tensor:

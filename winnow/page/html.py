@@ -15,13 +15,14 @@ from winnow.compare import league
 from winnow.errors import WinnowError
 
 from . import charts
-from .runs import Run
+from .runs import Run, asked_for
 
 HERE = Path(__file__).parent
 STYLE, SCRIPT = "page.css", "page.js"
 WHAT = {"elements": "single weights", "channels": "whole units, shares of the parameters"}
 LONG = 30  # letters of a cell that may be broken over lines
 MOST, LEAST = 6000, 40  # lines of history, of all runs and of one
+FEW = 24  # runs, of more the weights are not drawn
 
 
 def write(runs: Sequence[Run], out: Path) -> Path:
@@ -143,7 +144,7 @@ def _comparisons(runs: Sequence[Run]) -> str:
 
 
 def _run(run: Run, number: int, of: int) -> str:
-    parts = [_points(run), _layers(run), _training(run, of), _pictures(run), _speed(run)]
+    parts = [_points(run), _layers(run), _training(run, of), _pictures(run, of), _speed(run)]
     parts += [] if run.kind == "compare" else [_made(run.record)]
     opened = " open" if of == 1 else ""
     title = f"{run.task} · {run.method} · {run.name}"
@@ -180,6 +181,7 @@ def _training(run: Run, of: int) -> str:
     if any("density" in row for row in run.history):
         spec = charts.history(run, {"density": "density"}, "density")
         parts.append(chart(spec, f"density-{run.name}", "density against steps" + _asked(run)))
+    if any(isinstance(row.get("strength"), float) and row["strength"] > 0 for row in run.history):
         spec = charts.history(run, {"strength": "λ"}, "strength λ", log=True)
         parts.append(chart(spec, f"strength-{run.name}", "strength of the penalty against steps"))
     sparse = run.record.get("sparse") or {}
@@ -189,12 +191,13 @@ def _training(run: Run, of: int) -> str:
 
 
 def _asked(run: Run) -> str:
-    options = run.record["options"]
-    asked = next((options[k] for k in ("keep", "keep_macs", "keep_params") if options.get(k) is not None), None)
+    asked = asked_for(run.record["options"])[1]
     return f"; asked for {asked:g}" if asked is not None else ""
 
 
-def _pictures(run: Run) -> str:
+def _pictures(run: Run, of: int) -> str:
+    if run.pictures and of > FEW:
+        return f"<p>The weights' pictures are left out where there are more than {FEW} runs.</p>"
     shown = "".join(chart(charts.picture(g), f"weight-{n}", f"where {n} is alive") for n, g in run.pictures.items())
     return f'<h3>The weights</h3><div class="row">{shown}</div>' if shown else ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from winnow.errors import WinnowError
 
 FORMAT = 1
 GRID = 48  # cells of a weight's picture along each side, at most
+NEAR = 0.02  # relative: a share this near to the one asked for is drawn there
 
 
 class Missing(WinnowError):
@@ -48,27 +50,30 @@ class Run:
     """Per point's name, every penalised weight: its name, groups alive, groups (or its density, and 1)."""
     pictures: Mapping[str, Sequence[Sequence[float]]]
     """Per weight, the share of nonzero entries in every cell of a grid."""
+    unit: str = ""
+    """Of the score, where it is neither."""
 
     @property
     def measure(self) -> str:
-        return "loss" if self.by_loss else "accuracy %"
+        return self.unit or ("loss" if self.by_loss else "accuracy %")
 
 
 def read_all(folders: Sequence[Path], say: Callable[[str], None]) -> list[Run]:
     """All runs of all folders, lines of one method told apart where their settings differ.
 
-    A folder without a record, as a training that broke at once leaves it, is named to `say` and left out; where none has
-    one, that is raised.
+    A folder without a finished training, as one that broke at once leaves it, is named to `say` and left out; where none
+    has one, that is raised.
     """
     found: list[Run] = []
+    lacking: list[Missing] = []
     for folder in folders:
         try:
             found += read(folder)
         except Missing as missing:
             say(f"left out: {missing}")
-            last = missing
+            lacking.append(missing)
     if not found:
-        raise last
+        raise lacking[-1]
     return told_apart(found)
 
 
@@ -94,11 +99,24 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """What must be equal for two runs to be points of one line."""
+    """What must be equal for two runs to be points of one line; what older records do not say is as it was then."""
+    old = {"weight_decay": 0.0, "width": None}
     if run.kind == "compare":
-        return {"scale": run.record["plan"]["scale"]}
-    free = {"seed", "dense", "threads", "keep", "keep_macs", "keep_params", "strength", "data", "task", "how", "where"}
-    return {key: value for key, value in run.record.get("options", {}).items() if key not in free}
+        plan = {**old, **run.record["plan"]}
+        return {key: plan[key] for key in ("scale", "weight_decay")}
+    free = {"seed", "dense", "threads", *SHARES, "strength", "data", "task", "how", "where"}
+    options = run.record.get("options", {})
+    shared = {"share of": SHARES[asked_for(options)[0]], "cost": run.record.get("cost")}
+    return {**old, **{key: value for key, value in options.items() if key not in free}, **shared}
+
+
+SHARES = {"keep": "weights", "keep_macs": "MACs", "keep_params": "parameters"}
+"""What a target may be a share of."""
+
+
+def asked_for(options: Mapping[str, Any]) -> tuple[str, float | None]:
+    """The option that says how much to keep, and its value."""
+    return next(((word, options[word]) for word in SHARES if options.get(word) is not None), ("keep", None))
 
 
 def read(folder: Path) -> list[Run]:
@@ -110,7 +128,7 @@ def read(folder: Path) -> list[Run]:
     if not path.exists() and (folder / RECORD).exists():
         path = folder / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = {"environment": None, **json.loads(path.read_text(encoding="utf-8"))}
         if record["format"] > FORMAT:
             raise WinnowError(
                 f"{path} has format {record['format']}, newer than this Winnow reads ({FORMAT}); upgrade it"
@@ -130,20 +148,25 @@ def read(folder: Path) -> list[Run]:
 
 def _train(folder: Path, record: dict[str, Any]) -> Run:
     by_loss = record.get("by_loss", record["data"]["name"] == "shakespeare")
-    points, layers = [], {}
+    points, layers, options = [], {}, record["options"]
     if record["dense"]:
         points.append(Point(1.0, _score(record["dense"], by_loss), {"nonzero": record["dense"]["nonzero"]}))
-    sparse = record["sparse"]
+    sparse, status = record["sparse"], record.get("status", "done")
     if sparse:
-        points.append(Point(sparse["density"], _score(sparse, by_loss), {"nonzero": sparse["nonzero"]}))
-        layers[f"{sparse['density']:.4g}"] = [(e["name"], e["alive"], e["groups"]) for e in sparse["layers"]]
-    options = record["options"]
+        density, asked = sparse["density"], asked_for(options)[1]
+        near = asked is not None and abs(density - asked) <= NEAR * asked  # seeds meet at what was asked for
+        more = {"density": density, "nonzero": sparse["nonzero"]}
+        points.append(Point(asked if near and asked else density, _score(sparse, by_loss), more))
+        layers[f"{density:.4g}"] = [(e["name"], e["alive"], e["groups"]) for e in sparse["layers"]]
+    points = [point for point in points if math.isfinite(point.score)]
+    if not points:
+        raise Missing(f"{folder} holds no finished training ({record.get('error') or status})")
     names = [entry[0] for entries in layers.values() for entry in entries]
     return Run(
         folder.name,
         "train",
         options["data"],
-        f"{options['how']}, {options['where']}",
+        f"{options['how']}, {options['where']}" + f" ({status})" * (status != "done"),
         by_loss,
         points,
         record,
@@ -172,20 +195,25 @@ def _path(folder: Path, record: dict[str, Any]) -> Run:
 
 def _climbed(folder: Path, record: dict[str, Any]) -> Run:
     """A path of the user's own loop, which has no more than its path.json; scores are the user's."""
+    if record.get("tag", "").startswith("winnow path"):
+        raise Missing(f"{folder} holds an unfinished path: {record['tag']} goes on with it")
     words = {"how": record["how"], "where": record["where"], "data": record["model"]}
     made = {"command": "winnow.path(…)", "environment": None}
     found = _path(folder, {**record, **made, "options": words, "by_loss": False})
-    return replace(found, method=f"path: {record['how']}")
+    return replace(found, method=f"path: {record['how']}", unit="score")
 
 
 def _comparison(folder: Path, record: dict[str, Any]) -> list[Run]:
     """Seeds are points of one run; x is the density asked for, so that they meet."""
     runs = []
     good = [row for row in record["rows"] if row["phase"] == "final" and row["error"] is None]
+    if not good:
+        errors = [row["error"] for row in record["rows"] if row["error"]]
+        raise Missing(f"{folder}: no training of this comparison is done ({(errors or ['none was begun'])[0]})")
     for task, method in dict.fromkeys((row["task"], row["method"]) for row in good):
         rows = [row for row in good if (row["task"], row["method"]) == (task, method)]
         by_loss = rows[0]["score"] < 0
-        keys = ("density", "seed", "value", "dead_units")
+        keys = [key for key in ("density", "seed", "rate", "number", "value", "dead_units") if key in rows[0]]
         points = [
             Point(r["keep"], -r["score"] if by_loss else r["score"], {key: r.get(key) for key in keys}) for r in rows
         ]
@@ -206,8 +234,9 @@ def _history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _number(text: str) -> Any:
+    """A finite number, else the text."""
     try:
-        return float(text)
+        return number if math.isfinite(number := float(text)) else text
     except ValueError:
         return text
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from winnow.errors import ScheduleError
+from winnow.errors import ScheduleError, warn
 from winnow.schedules.base import Clock, Gauge, Schedule, nonnegative
+
+FEW = 10  # steps in which nothing can be told apart
 
 
 @final
@@ -47,6 +49,11 @@ class Toward(Schedule):
             raise ScheduleError(f"need begin >= 0, heal >= 0 and begin + heal < 1, got {self.begin} and {self.heal}")
         if self.every < 0:
             raise ScheduleError(f"every must be a number of steps >= 0 (0: a hundredth of the run), got {self.every}")
+        if self.last - self.begin * self.steps < FEW:
+            warn(
+                f"Toward has {self.last - round(self.begin * self.steps)} optimizer steps to choose what stays; "
+                f"steps={self.steps} is the number of minibatches of the whole training, not of epochs"
+            )
         nonnegative("pull", self.pull)
         nonnegative("dose", self.dose)
 

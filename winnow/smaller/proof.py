@@ -118,8 +118,15 @@ def _attention_flops(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...],
     return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
-_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-"""What torch's counter leaves out: attention on a CPU."""
+def _lstm_flops(x: tuple[int, ...], w_ih: tuple[int, ...], w_hh: tuple[int, ...], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x[:-1]) * (math.prod(w_ih) + math.prod(w_hh))
+
+
+_UNCOUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
+}
+"""What torch's counter leaves out: attention and LSTMs on a CPU."""
 
 
 @torch.no_grad()
