@@ -51,8 +51,9 @@ EXPERIMENT = Experiment(
     claims=grid.CLAIMS,
     differs="Shrunk for two cores: 2 layers, width 128, context 64, 1,000 steps of 16 windows (published: 6 layers, width "
     "384, context 256, 5,000 steps); Adam 2e-3, β₂ 0.99, cosine, no dropout, warm-up or clipping, threshold 1e-13 "
-    "(published 1e-10), one seed. Near AdamW means within 0.1 nats of its best loss. Σlr is 1 in so short a training: λ_c = 0.03 takes at "
-    "most 0.03 off a weight at p = 1, so the grid's upper end is only where the transition begins, and the loss still falls.",
+    "(published 1e-10), one seed. Near AdamW means within 0.1 nats of its best loss. Σlr is 1 in so short a training: "
+    "λ_c = 0.03 takes at most 0.03 off a weight at p = 1, so the grid's upper end is only where the transition begins, and "
+    "the loss still falls.",
     full=FULL,
     quick=FULL
     | {
