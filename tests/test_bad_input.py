@@ -124,6 +124,8 @@ WHERE = {
     "one good, one bad": ({"fc1.weight": Rows(), "waves": Rows()}, AttachError, ["'waves'"]),
     "no rule": ({}, AttachError, ["non-empty mapping"]),
     "not a rule": ("rows", AttachError, ["'rows'", "grouping"]),
+    "a pattern that is no name": ({0: Rows()}, AttachError, ["where[0]", "pattern"]),
+    "channels under a name": ({"*": winnow.Channels(0)}, AttachError, ["where['*']", "where=Channels(example)"]),
     "a rule's class": ({"fc1.weight": Rows}, AttachError, ["where['fc1.weight']", "Rows()"]),
     "blocks that do not divide": (
         {"fc1.weight": Blocks((2, 4))},
@@ -248,6 +250,14 @@ NUMBERS = {
     "a depth without its name": (lambda: Gating(3), PenaltyError, ["3", "a Penalty", "Gating(depth=3)"]),
     "a p for a penalty": (lambda: Decay(0.5), PenaltyError, ["0.5", "a Penalty", "Decay(Lp(0.5))"]),
     "a penalty's class": (lambda: Dropout(Lp), PenaltyError, ["Lp", "a Penalty", "Dropout(LogSum(1.0))"]),
+    "a depth in quotes": (lambda: Gating(depth="3"), PenaltyError, ["'3'", "try depth=3"]),
+    "a start's name": (lambda: Gating(depth=3, start="balanced"), PenaltyError, ["'balanced'", "Balanced()"]),
+    "a gap in quotes": (lambda: Masking("1"), PenaltyError, ["beta", "'1'"]),
+    "a mask's name": (lambda: Dropout(LogSum(1.0), mask="gauss"), PenaltyError, ["'gauss'", "Gaussian()"]),
+    "off without a schedule": (lambda: winnow.Off(0.1, 100), ScheduleError, ["0.1", "Off(Constant(1e-4), steps)"]),
+    "one block length": (lambda: Blocks(4), GroupError, ["4", "Blocks((4, 4))"]),
+    "heads in quotes": (lambda: Heads("4"), GroupError, ["whole numbers", "'4'"]),
+    "n of m in quotes": (lambda: winnow.NM("2", "4"), GroupError, ["whole numbers", "'2', '4'"]),
     "depth 1": (lambda: Gating(depth=1), PenaltyError, ["depth", "1", "try depth=3"]),
     "depth NaN": (lambda: Gating(depth=NAN), PenaltyError, ["depth", "nan"]),
     "no dual": (lambda: Gating(Lp(2.0)), PenaltyError, ["Lp(p=2.0)", "weight decay", "use p < 2"]),
@@ -508,3 +518,81 @@ def test_the_optimizer_where_the_model_goes():
     optimizer = zoo()[1]
     with pytest.raises(AttachError, match=f"model must be .*Module, got {type(optimizer).__name__}"):
         winnow.attach(optimizer, optimizer, how=Gating(depth=3), where=Rows(), when=0.1)
+
+
+def two_layers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3))
+    return model, torch.optim.AdamW(model.parameters(), 1e-2)
+
+
+def trained(model, optimizer, steps, **words):
+    run = winnow.attach(model, optimizer, how=Gating(depth=3), **words)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(16, 12)).square().mean().backward()
+        optimizer.step()
+    return run
+
+
+def test_a_density_below_what_has_to_stay_is_said_at_once():
+    model, optimizer = two_layers()
+    with pytest.warns(winnow.WinnowWarning, match=r"density of 0.01 cannot be reached.*together 0.107"):
+        run = trained(model, optimizer, 40, where=Rows(), when=Toward(0.01, 40))  # 1 of 20 rows of 12, 1 of 3 rows of 20
+    assert run.floor == pytest.approx(32 / 300)
+    with pytest.warns(winnow.WinnowWarning, match=r"0.01 was asked for, 0.1067 is left"):
+        run.settle()
+
+
+def test_too_few_steps_and_no_zeros_are_said():
+    with pytest.warns(winnow.WinnowWarning, match="3 optimizer steps to choose what stays; steps=6 is the number"):
+        Toward(0.1, 6)
+    model, optimizer = two_layers()
+    run = trained(model, optimizer, 5, where=Elements(), when=1e-4)
+    with pytest.warns(winnow.WinnowWarning, match="none of 300 groups reached zero under 0.0001"):
+        run.settle()
+
+
+def test_a_second_run_on_the_same_weights_is_said():
+    model, optimizer = two_layers()
+    trained(model, optimizer, 1, where=Elements(), when=1e-4)
+    with pytest.warns(winnow.WinnowWarning, match="carried a run before, which was neither settled nor released"):
+        trained(model, torch.optim.SGD(model.parameters(), 0.1), 0, where=Elements(), when=1e-4)
+
+
+def test_a_certificate_of_something_else():
+    model, optimizer = two_layers()
+    run = trained(model, optimizer, 1, where=Elements(), when=1e-4)
+    for given in (3, lambda: 3.0, lambda: torch.tensor(1.0)):
+        with pytest.raises(GradientError, match="closure that returns the whole training loss"):
+            run.certificate(given)
+
+
+def test_single_weights_before_a_normalisation_are_nothing_to_warn_of():
+    """Toward cuts them by size all the same; for groups the warning stands (test_host)."""
+    model = nn.Sequential(nn.Linear(12, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", winnow.WinnowWarning)
+        trained(model, optimizer, 5, where={"0.weight": Elements()}, when=1e-5)
+
+
+def test_zeros_that_are_held():
+    """Without holding they train away; what is held stays, until it is let go."""
+    model, optimizer = two_layers()
+    with pytest.raises(AttachError, match="has a zero to hold"):
+        winnow.hold(model, optimizer)
+    trained(model, optimizer, 60, where=Elements(), when=Toward(0.2, 60)).settle()
+    zero = [(p == 0).clone() for p in model.parameters()]
+    handle = winnow.hold(model, optimizer)
+
+    def lost():
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(16, 12)).square().mean().backward()
+            optimizer.step()
+        return sum(int((p[z] != 0).sum()) for p, z in zip(model.parameters(), zero, strict=True) if p.dim() > 1)
+
+    assert lost() == 0
+    handle.remove()
+    assert lost() > 0

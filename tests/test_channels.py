@@ -259,3 +259,34 @@ def test_masks_say_what_settle_will_zero(where, route):
     for theta, mask in masks.items():
         assert torch.equal((theta.detach() != 0)[before[theta]], mask[before[theta]])
     assert all(torch.equal(mask, masks[theta]) for theta, mask in run.masks().items())
+
+
+class Running(nn.Module):
+    """Keeps the running mean of its units in a buffer, updated in place and replaced."""
+
+    def __init__(self, replaced):
+        super().__init__()
+        self.a, self.b, self.replaced = nn.Linear(12, 20), nn.Linear(20, 3), replaced
+        self.register_buffer("mean", torch.zeros(20))
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        if self.replaced:
+            self.mean = self.mean + h.detach().mean(0)
+        else:
+            self.mean.add_(h.detach().mean(0))
+        return self.b(h)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_buffer_that_follows_the_units_is_no_weight_of_theirs(replaced):
+    torch.manual_seed(0)
+    model, x = Running(replaced), torch.randn(64, 12)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    run = winnow.attach(model, optimizer, how=Gating(depth=3), where=winnow.Channels(x[:2]), when=winnow.Toward(0.5, 40))
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    run.settle()
+    assert sum(int((row != 0).any()) for row in model.a.weight) == 10

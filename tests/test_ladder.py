@@ -213,3 +213,38 @@ def test_a_folder_read_again(tmp_path):
     (tmp_path / "p" / "path.json").write_text("{")
     with pytest.raises(FileError, match="is damaged"):
         winnow.Path.read(tmp_path / "p", network())
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"score": lambda model: None}, "finite number, higher is better, got None"),
+        ({"score": lambda model: float("nan")}, "finite number"),
+        ({"optimizer": sgd(network())}, "a function that builds one.*got SGD"),
+        ({"optimizer": lambda model: None}, "a function that builds one.*got NoneType"),
+        ({"densities": 0.5}, "densities must begin with 1.0"),
+        ({"densities": ("1", "0.5")}, "densities must begin with 1.0"),
+    ],
+)
+def test_what_is_no_score_and_no_optimizer_is_told_before_the_training(change, complaint, tmp_path):
+    def never(model, optimizer, steps):
+        raise AssertionError("trained")
+
+    options = {"score": score, "optimizer": sgd, "how": Gating(depth=3), "where": Elements(), "example": X[:2], "steps": 60}
+    with pytest.raises(ScheduleError, match=complaint):
+        winnow.path(network(), never, out=tmp_path / "p", **{**options, **change})
+
+
+def test_a_score_may_be_a_tensor_and_the_smallest_batch_is_the_usual_one(tmp_path):
+    torch.manual_seed(0)
+    found = winnow.path(
+        network(), fit, lambda m: (m(X).argmax(1) == Y).float().mean(), optimizer=sgd, how=Gating(depth=3), where=Elements(),
+        example=X[:2], steps=40, out=tmp_path / "p", densities=(1.0, 0.5), batches=(8, 2),
+    )  # fmt: skip
+    assert all(type(point.score) is float for point in found.points)
+    slowest = max(point.seconds["2"] for point in found.points)
+    assert winnow.choose(found, max_latency=slowest) in found.points
+    with pytest.raises(ScheduleError, match=f"max_latency={min(p.seconds['2'] for p in found.points):.6g}"):
+        winnow.choose(found, max_latency=0.0)
+    with pytest.raises(TypeError, match="pick"):
+        winnow.pick(found, max_accuracy_drop=0.1)

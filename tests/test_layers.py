@@ -10,7 +10,7 @@ ROOT = Path(winnow.__file__).parent
 # from the bottom up; a file may import files of lower layers, and of its own layer only where `LEVEL` says so
 LAYERS = [
     ["errors"],
-    ["groups", "penalties", "schedules", "starts", "noise"],
+    ["groups", "penalties", "schedules", "starts", "noise", "hold"],
     ["trace"],
     ["units"],
     ["counts"],

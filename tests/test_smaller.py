@@ -334,6 +334,28 @@ def test_tied_weights_stay_tied():
     assert small.embed.embedding_dim == small.body.in_features < 10
 
 
+def test_macs_of_recurrent_networks():
+    """Four gates of (inputs + width)·width each, three of a GRU, per step of 4 sequences of 5; both directions, two layers."""
+    x = torch.randn(4, 5, 8)
+    assert macs(nn.LSTM(8, 16, batch_first=True), x) == 20 * 4 * (8 + 16) * 16
+    assert macs(nn.GRU(8, 16, batch_first=True), x) == 20 * 3 * (8 + 16) * 16
+    assert macs(nn.LSTM(8, 16, 2, bidirectional=True), x) == 20 * 4 * 16 * 2 * ((8 + 16) + (32 + 16))
+
+
+def test_what_cannot_be_compared_says_why():
+    class Noisy(nn.Sequential):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), training=True)
+
+    layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)]
+    with pytest.raises(ProofError, match="other outputs each time, in eval mode as well"):
+        compact(Noisy(*layers), torch.randn(2, 8))
+    model = nn.Sequential(*layers)
+    nn.init.constant_(model[0].weight, torch.nan)
+    with pytest.raises(ProofError, match="are not finite"):
+        compact(model, torch.randn(2, 8))
+
+
 def test_macs_are_counted_by_hand():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 7))
     assert macs(model, torch.randn(2, 3, 5, 5)) == 2 * (25 * 4 * 3 * 9 + 100 * 7)

@@ -15,6 +15,7 @@ from winnow.errors import WinnowError, WinnowWarning
 from winnow.export import export
 from winnow.files import load, save
 from winnow.groups import NM, Axes, Blocks, Columns, Elements, Grouping, Heads, Rows
+from winnow.hold import hold
 from winnow.ladder import path
 from winnow.measure import Measured, measure
 from winnow.penalties import (
@@ -122,6 +123,7 @@ __all__ = [
     "compact",
     "export",
     "find_units",
+    "hold",
     "load",
     "magnitude",
     "measure",

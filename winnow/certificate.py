@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from winnow.cut import whole
+from winnow.errors import GradientError
 from winnow.routes.base import Lane, Route
 
 
@@ -129,7 +130,12 @@ def _gradients(lanes: Sequence[Lane], closure: Callable[[], Tensor] | None) -> t
     found: Sequence[Tensor | None] = [weight.grad for weight in weights]
     if closure is not None:
         with torch.enable_grad():
-            loss = closure()
+            loss = closure() if callable(closure) else None
+            if not (isinstance(loss, Tensor) and loss.requires_grad):
+                raise GradientError(
+                    "certificate takes a closure that returns the whole training loss, a tensor with a gradient, got "
+                    f"{closure if loss is None else loss!r}; without one it takes the last gradients"
+                )
             found = torch.autograd.grad(loss, weights, allow_unused=True)
     left = iter(found)
     grads = [lane.site.assemble([next(left) for _ in lane.site.weights]) for lane in lanes]

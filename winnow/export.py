@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ def export(model: nn.Module, path: str | os.PathLike[str], example: Example) -> 
     Raises `FileError` if the suffix is neither, the model cannot be written, or what is read back computes otherwise;
     then there is no file.
     """
+    if not isinstance(path, (str, Path)):
+        raise FileError(f'export(model, "model.onnx", example): the path comes second, got {type(path).__name__}')
     path = Path(path)
     writers = {".onnx": _onnx, ".pt2": _pt2}
     if path.suffix not in writers:
@@ -33,7 +36,8 @@ def export(model: nn.Module, path: str | os.PathLike[str], example: Example) -> 
         except FileError:
             raise
         except Exception as problem:
-            text = str(problem).strip().splitlines()
+            cause = problem.__cause__ or problem  # the writer's own words are about its stages
+            text = re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).strip().splitlines()
             path.unlink(missing_ok=True)
             raise FileError(
                 f"{type(model).__name__} cannot be written to {path}: {text[0] if text else type(problem).__name__}"

@@ -37,6 +37,10 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, compress: bool = F
     from safetensors.torch import save_file
 
     folder = Path(folder)
+    if not isinstance(model, nn.Module):
+        raise FileError(f"save takes a model, as the structure is kept with the tensors, got {type(model).__name__}")
+    if folder.is_file():
+        raise FileError(f"{folder} is a file; save writes a folder: choose another name")
     local = next((name for name, module in model.named_modules() if not getattr(module, "portable", True)), None)
     if local is not None:
         raise FileError(f"{local!r} is in a format chosen for this machine; save the model that to_runtime was given")

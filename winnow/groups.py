@@ -178,6 +178,10 @@ class Blocks(Grouping):
 
     block: tuple[int, ...] = (4, 4)
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.block, tuple | list) and self.block and all(isinstance(b, int) for b in self.block)):
+            raise GroupError(f"Blocks takes a length for each leading axis, got {self.block!r}; try Blocks((4, 4))")
+
     def _cut(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if len(self.block) > len(shape) or any(b < 1 or n % b for n, b in zip(shape, self.block, strict=False)):
             raise GroupError(
@@ -205,6 +209,9 @@ class NM(Grouping):
     n: int = 2
     m: int = 4
 
+    def __post_init__(self) -> None:
+        _whole_numbers(self, self.n, self.m)
+
     def bind(self, shape: torch.Size | tuple[int, ...]) -> Groups:
         return dataclasses.replace(super().bind(shape), quota=self.n)
 
@@ -230,6 +237,9 @@ class Heads(Grouping):
     axis: int = 0
     fused: int = 1
 
+    def __post_init__(self) -> None:
+        _whole_numbers(self, self.count, self.axis, self.fused)
+
     def _cut(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         parts = self.count * self.fused
         if not -len(shape) <= self.axis < len(shape) or self.count < 1 or self.fused < 1 or shape[self.axis] % parts:
@@ -240,6 +250,11 @@ class Heads(Grouping):
         axis = self.axis % len(shape)
         view = (*shape[:axis], self.fused, self.count, shape[axis] // parts, *shape[axis + 1 :])
         return view, tuple(i for i in range(len(view)) if i != axis + 1)
+
+
+def _whole_numbers(rule: Grouping, *given: object) -> None:
+    if not all(isinstance(number, int) for number in given):
+        raise GroupError(f"{rule}: whole numbers are expected, got {', '.join(map(repr, given))}")
 
 
 def _others(shape: tuple[int, ...], kept: tuple[int, ...], rule: Grouping) -> tuple[int, ...]:

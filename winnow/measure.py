@@ -53,7 +53,8 @@ class Measured:
         for a, b, ratio in zip(self.before, self.after, self.speedup, strict=True):
             for word, t in (("before", a), ("after", b)):
                 times = " ".join(f"{1e3 * x:9.3f}" for x in (t.minimum, t.p50, t.p95))
-                tail = f"   {ratio:.2f}× faster" if word == "after" else ""
+                much = f"{ratio:.2f}× faster" if ratio >= 1 else f"{1 / ratio:.2f}× slower"
+                tail = f"   {much}" if word == "after" else ""
                 lines.append(f"{t.batch:>6} {word:>7} {times} {t.peak / 1e6:9.2f}{tail}")
         return "\n".join(lines)
 

@@ -151,8 +151,14 @@ def _match(names: Mapping[nn.Parameter, Sequence[str]], where: Mapping[str, Grou
     every = [name for aliases in names.values() for name in aliases]
     chosen: dict[nn.Parameter, tuple[str, Grouping]] = {}
     for pattern, rule in where.items():
-        if not isinstance(rule, Grouping):
-            raise AttachError(f"where[{pattern!r}] must be a grouping such as Rows(), got {rule!r}")
+        if isinstance(rule, Channels):
+            raise AttachError(
+                f"where[{pattern!r}] is Channels, which finds its weights itself: give where=Channels(example)"
+            )
+        if not (isinstance(rule, Grouping) and isinstance(pattern, str)):
+            raise AttachError(
+                f"where[{pattern!r}] must be a grouping such as Rows() under a name's pattern, got {rule!r}"
+            )
         matched = [theta for theta, aliases in names.items() if any(fnmatch.fnmatchcase(a, pattern) for a in aliases)]
         if not matched:
             near = difflib.get_close_matches(pattern, every, n=3, cutoff=0.0)

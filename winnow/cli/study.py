@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from winnow.errors import WinnowError
 from winnow.jobs.live import Tally
 from winnow.jobs.train import INTERRUPTED
 
@@ -70,6 +71,8 @@ def report_command(
     from winnow import page
 
     with said():
+        if out.suffix not in (".html", ".htm", *page.KINDS):
+            raise WinnowError(f"--out must end in .html, {' or '.join(page.KINDS)}, got {out.name}")
         runs = page.read_all(folders, lambda line: typer.echo(line, err=True))
         runs = page.only(runs, methods.split(";")) if methods else runs
         (page.draw if out.suffix in page.KINDS else page.write)(runs, out)

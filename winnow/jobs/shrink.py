@@ -57,6 +57,8 @@ def reopen(folder: Path) -> Finished:
     """
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if record.get("kind", "train") != "train":
+            raise WinnowError(f"{folder} was written by `winnow {record['kind']}`; give the folder of a `winnow train`")
         fields = {field.name for field in dataclasses.fields(Options)}
         options = Options(**{key: value for key, value in record["options"].items() if key in fields})
     except FileNotFoundError as error:

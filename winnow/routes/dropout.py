@@ -84,6 +84,8 @@ class Dropout(Route):
 
     def __post_init__(self) -> None:
         require_penalty(self.penalty, "try Dropout(LogSum(1.0))")
+        if not isinstance(self.mask, Mask):
+            raise PenaltyError(f"mask must be Bernoulli(), Gaussian() or Expected(), got {self.mask!r}")
         if not 0 < self.floor < 1 or not 0 < self.tolerance < 1:
             raise PenaltyError(f"floor and tolerance must lie in (0, 1), got {self.floor} and {self.tolerance}")
         if not (math.isfinite(self.curvature) and self.curvature > 0):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import final
 
 import torch
@@ -38,8 +39,12 @@ class Gating(Route):
     ) -> None:
         if (penalty is None) == (depth is None):
             raise PenaltyError(f"give either a penalty or a depth, got penalty={penalty}, depth={depth}; try depth=3")
-        if depth is not None and not (math.isfinite(depth) and depth >= 2):
-            raise PenaltyError(f"depth must be a finite number >= 2, got {depth}; try depth=3")
+        if depth is not None and not (isinstance(depth, Real) and math.isfinite(depth) and depth >= 2):
+            raise PenaltyError(f"depth must be a finite number >= 2, got {depth!r}; try depth=3")
+        if start is not None and not isinstance(start, Start):
+            raise PenaltyError(
+                f"start must be a start such as Balanced() or Gap(1.0), got {start!r}; leave it out for gates"
+            )
         chosen = Lp(2 / depth) if depth is not None else penalty
         require_penalty(chosen, "a depth goes by name: Gating(depth=3)")
         object.__setattr__(self, "penalty", chosen)

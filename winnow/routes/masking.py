@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import final
 
 import torch
@@ -30,8 +31,8 @@ class Masking(Route):
     penalty: Penalty = field(default=Lp(1.0), init=False)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise PenaltyError(f"beta must be a finite number >= 0, got {self.beta}; the paper uses 1.0")
+        if not (isinstance(self.beta, Real) and math.isfinite(self.beta) and self.beta >= 0):
+            raise PenaltyError(f"beta must be a finite number >= 0, got {self.beta!r}; the paper uses 1.0")
 
     def check(self, site: Site, optimizer: torch.optim.Optimizer) -> None:
         if site.groups.size > 1:

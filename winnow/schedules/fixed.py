@@ -98,6 +98,8 @@ class Off(Schedule):
     fraction: float = 0.5
 
     def __post_init__(self) -> None:
+        if not isinstance(self.inner, Schedule):
+            raise ScheduleError(f"Off takes a schedule, got {self.inner!r}; try Off(Constant(1e-4), steps)")
         positive("steps", self.steps)
         if not 0 <= self.fraction <= 1:
             raise ScheduleError(f"fraction must lie in [0, 1], got {self.fraction}")

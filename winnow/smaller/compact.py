@@ -10,7 +10,7 @@ from torch import nn
 
 from winnow.errors import ProofError, TraceError, warn
 from winnow.smaller.plan import Plan, plan
-from winnow.smaller.proof import TOLERANCES, Proof, difference, macs, size, within
+from winnow.smaller.proof import TOLERANCES, Proof, comparable, difference, macs, size, within
 from winnow.smaller.rewrite import Select, as_graph, same_class
 from winnow.trace import Example, Tracer, cast, clone, graph_of
 from winnow.units import ATTACHED
@@ -36,6 +36,8 @@ def compact(
     """
     if round_to < 1:
         raise TraceError(f"round_to must be an integer >= 1, got {round_to}; 8 suits many kernels")
+    if check:
+        comparable(model, example)
     graph = graph_of(model, example)
     if any(hasattr(theta, ATTACHED) for theta in model.parameters()):
         warn("a run is attached to this model and not settled: its zeros are not final; call run.settle() first")

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from winnow.errors import ProofError
 from winnow.trace import Example, arguments, call, cast, evaluating, leaves
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Largest difference of outputs allowed, relative to the largest output: some thousand roundings, as sums are reordered."""
 ROUNDS = 3
+RANDOM = 1e-3
+"""A relative difference between two calls that no order of sums explains."""
 
 
 def within(errors: Mapping[str, float]) -> bool:
@@ -86,6 +89,25 @@ def inputs_like(example: Example, seed: int) -> Example:
 
     args, kwargs = pytree.tree_map(fresh, arguments(example))
     return kwargs or args
+
+
+@torch.no_grad()
+def comparable(model: nn.Module, example: Example) -> None:
+    """Raise `ProofError` for a model whose outputs cannot be compared: other ones on each call in eval mode, or none at all."""
+    with evaluating(model):
+        first, second = (leaves(call(model, example)) for _ in range(2))
+    name = type(model).__name__
+    if not all(bool(x.isfinite().any()) for x in first if x.numel()):
+        raise ProofError(f"outputs of {name} on the example are not finite: are its weights, and the example?")
+    apart = [
+        _apart(a.double(), b.double()) if a.shape == b.shape else (math.inf, 1.0)
+        for a, b in zip(first, second, strict=True)
+    ]
+    if any(far > RANDOM * large for far, large in apart):
+        raise ProofError(
+            f"{name} gives other outputs each time, in eval mode as well (random numbers in forward, dropout that does not ask "
+            "self.training?), so nothing can be proved about a smaller one"
+        )
 
 
 @torch.no_grad()
