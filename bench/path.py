@@ -73,6 +73,10 @@ def main() -> None:
     torch.set_num_threads(1)
     densities, half = walk.densities_of(given.densities, None), given.out.with_suffix(".parts")
     half.mkdir(parents=True, exist_ok=True)
+    words = f"python bench/path.py {given.task} --densities {given.densities} --seeds {given.seeds} --cost {given.cost:g}"
+    words += f" --epochs {given.epochs}" * (given.epochs is not None)
+    if kept(half / "asked.json", lambda: {"command": words})["command"] != words:
+        raise SystemExit(f"{half} holds parts of another run: remove it, or choose another --out")
     paths: list[Row] = []
     single: dict[str, list[Row]] = {f"{d:g}": [] for d in densities[1:]}
     for seed in range(given.seeds):
@@ -81,12 +85,10 @@ def main() -> None:
         options = Options(**same, keep=1.0)
         paths.append(kept(half / f"path-{seed}.json", lambda o=options, p=place: walked(o, densities, p)))  # type: ignore[misc]
         for d in densities[1:]:
-            one, name = Options(**same, keep=d, dense=False), half / f"alone-{d:g}-{seed}"
-            shutil.rmtree(name, ignore_errors=True)
-            single[f"{d:g}"].append(kept(name.with_suffix(".json"), lambda o=one, d=d, p=name: alone(o, d, p)))  # type: ignore[misc]
+            one, name = Options(**same, keep=d, dense=False), f"alone-{d:g}-{seed}"
+            shutil.rmtree(half / name, ignore_errors=True)
+            single[f"{d:g}"].append(kept(half / f"{name}.json", lambda o=one, d=d, p=half / name: alone(o, d, p)))  # type: ignore[misc]
         print(f"seed {seed} done", flush=True)
-    words = f"python bench/path.py {given.task} --densities {given.densities} --seeds {given.seeds} --cost {given.cost:g}"
-    words += f" --epochs {given.epochs}" * (given.epochs is not None)
     record = {"command": words, "environment": environment(), "densities": [f"{d:g}" for d in densities], "paths": paths}
     record["alone"] = single
     write_json(given.out, record)

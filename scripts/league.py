@@ -100,7 +100,7 @@ def _table(found: Sequence[league.Entry], mine: Sequence[str], these: Sequence[t
 
 def _entry(e: league.Entry, first: league.Entry, mine: Sequence[str]) -> str:
     name = f"**{e.method}**" if e.method in mine else e.method
-    return f"{'≈ ' * (e is not first and league.level(e, first))}{name} {e.mean:.2f} ± {e.spread:.2f}"
+    return f"{'≈ ' * (e is not first and league.level(e, first))}{name} {e}"
 
 
 def _when(found: Sequence[league.Entry], mine: Sequence[str]) -> str:

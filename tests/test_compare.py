@@ -432,7 +432,7 @@ BAD = {
     "method": ({"methods": ["prayer"]}, "no method 'prayer'"),
     "keep": ({"keeps": [0.0]}, r"in \(0, 1\)"),
     "dense": ({"keeps": [1.0]}, "dense is a method"),
-    "seeds": ({"seeds": 0}, "at least one seed"),
+    "seeds": ({"seeds": 0}, "need seeds >= 1"),
     "nothing": ({"keeps": []}, "needs tasks"),
 }
 

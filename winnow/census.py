@@ -20,7 +20,8 @@ from winnow.routes.base import Lane, Route
 class Layer:
     """One penalised weight's share: groups alive of `groups`, entries nonzero of `size`.
 
-    For `Channels`, a layer of units: entries are all that would go with a unit, what reads it included.
+    For `Channels`, a layer of units: entries are all that would go with a unit, what reads it included, so that a connection
+    between two such layers counts in both.
     """
 
     name: str

@@ -20,6 +20,7 @@ TOLERANCE = 1e-4
 def export(model: nn.Module, path: str | os.PathLike[str], example: Example) -> float:
     """Write the model in eval mode to `path` (`.onnx`, or `.pt2` for `torch.export.load`); read it back and compare.
 
+    Sizes are the example's, the batch size too: a file is called with inputs of these shapes.
     Returns the largest |Δoutput| relative to the largest |output|, on the example and on random inputs.
     Raises `FileError` if the suffix is neither, the model cannot be written, or what is read back computes otherwise;
     then there is no file.

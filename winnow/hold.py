@@ -21,7 +21,9 @@ def hold(model: nn.Module, optimizer: Optimizer) -> RemovableHandle:
     weights = [theta for theta in model.parameters() if theta.dim() >= 2 and id(theta) in held]
     masks = [(theta, theta.detach() != 0) for theta in weights if bool((theta.detach() == 0).any())]
     if not masks:
-        raise AttachError("no weight that the optimizer steps has a zero to hold; settle() a run first, or load its result")
+        raise AttachError(
+            "no weight that the optimizer steps has a zero to hold; settle() a run first, or load its result"
+        )
 
     @torch.no_grad()
     def again(*_: Any) -> None:

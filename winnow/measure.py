@@ -48,7 +48,8 @@ class Measured:
         return tuple(a.p50 / b.p50 for a, b in zip(self.before, self.after, strict=True))
 
     def __str__(self) -> str:
-        lines = [f"{self.threads} threads on {self.device}, {self.rounds} rounds by turns; milliseconds per call"]
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        lines = [f"{threads} on {self.device}, {self.rounds} rounds by turns; milliseconds per call"]
         lines.append(f"{'batch':>6} {'':>7} {'min':>9} {'p50':>9} {'p95':>9} {'peak MB':>9}")
         for a, b, ratio in zip(self.before, self.after, self.speedup, strict=True):
             for word, t in (("before", a), ("after", b)):

@@ -138,7 +138,7 @@ def table(record: Row, most: int = 3) -> Any:
         dense = next((f"{e.mean:.2f}" for e in found if e.task == task and e.method == "dense"), "")
         for keep in record["plan"]["keeps"]:
             order = league.ranked(found, task, keep)[:most]
-            best = (f"{e.method}\n{e.mean:.2f} ± {e.spread:.2f} ({e.density:.4g})" for e in order)
+            best = (f"{e.method}\n{e} ({e.density:.4g})" for e in order)
             shown.add_row(task, f"{keep:g}", dense, *best)
     names = ours(record)
     whole, tail = league.standing(found, names), league.standing(found, names, most=0.05)

@@ -25,6 +25,9 @@ class Entry:
     def mean(self) -> float:
         return mean(self.scores) if self.scores else float("-inf")
 
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + (f" ± {self.spread:.2f}" if len(self.scores) > 1 else "")
+
     @property
     def spread(self) -> float:
         """Standard deviation with n − 1; 0 of a single seed."""

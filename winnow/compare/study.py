@@ -59,10 +59,10 @@ class Plan:
         for name in self.methods:
             if name not in ROSTERS[self.where]:
                 raise WinnowError(_unknown(name, self.where))
-        if not (self.tasks and self.methods and self.keeps) or self.seeds < 1 or not 0 < self.scale < math.inf:
-            raise WinnowError(
-                "a comparison needs tasks, methods, densities, at least one seed, and a finite scale above 0"
-            )
+        if not (self.tasks and self.methods and self.keeps):
+            raise WinnowError("a comparison needs tasks, methods and densities")
+        if self.seeds < 1 or not 0 < self.scale < math.inf:
+            raise WinnowError(f"need seeds >= 1 and a finite scale > 0, got {self.seeds} and {self.scale:g}")
         if not 0 <= self.weight_decay < math.inf:
             raise WinnowError(f"the weight decay must be finite and >= 0, got {self.weight_decay}")
         if not all(0 < keep < 1 for keep in self.keeps):

@@ -126,7 +126,7 @@ def _comparisons(runs: Sequence[Run]) -> str:
                 task,
                 f"{keep:g}",
                 next((f"{e.mean:.2f}" for e in found if e.task == task and e.method == "dense"), ""),
-                *(f"{e.method}: {e.mean:.2f} ± {e.spread:.2f}" for e in league.ranked(found, task, keep)[:4]),
+                *(f"{e.method}: {e}" for e in league.ranked(found, task, keep)[:4]),
             ]
             for task in record["plan"]["tasks"]
             for keep in record["plan"]["keeps"]
