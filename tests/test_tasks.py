@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 import winnow
 from winnow.cli import app
 from winnow.errors import WinnowError
-from winnow.jobs import tables
+from winnow.jobs import shrink, tables
 from winnow.jobs.data import Examples
 from winnow.jobs.options import Options
 from winnow.jobs.tasks import TASKS, Task, read
@@ -172,3 +173,12 @@ def test_labels_that_do_not_fit():
         Examples("mine", "drawn", x, y, x, y, classes=3)
     with pytest.raises(WinnowError, match="the test part has 4 examples and 3 labels"):
         Examples("mine", "drawn", x, y, x, y[:3], classes=4)
+
+
+def test_a_tasks_own_width_reaches_its_model():
+    """What `train` builds, with --width and without; `compare` gives it as well."""
+    seen = []
+    job = SimpleNamespace(model=lambda data, width: seen.append(width), width=48)
+    for width in (None, 32):
+        shrink.make(SimpleNamespace(job=job, width=width), None)
+    assert seen == [48, 32]

@@ -62,9 +62,12 @@ class Certificate:
         if self.residual_active is None or self.residual_zero is None:
             lines.append("optimality not measured: no gradients left; pass a closure that returns the training loss")
         else:
+            healed_too = self.strength == 0 < self.chosen_at
+            live = "live groups feel no penalty any more, their gradients are" if healed_too else "live groups are off by"
+            under = "under λ₀, which" if healed_too else "where the penalty"
             lines.append(
-                f"optimality ({self.gradients}): live groups off by at most {self.residual_active:.2e}, dead groups by "
-                f"{self.residual_zero:.2e}, where the penalty pulls with up to {self.pull:.2e}; "
+                f"optimality ({self.gradients}): {live} at most {self.residual_active:.2e}; dead groups are off by "
+                f"{self.residual_zero:.2e} {under} pulls with up to {self.pull:.2e}; "
                 f"{100 * (self.near_boundary or 0):.1f} % near the boundary"
             )
         if self.imbalance is not None and self.strength > 0:  # without a penalty nothing balances factors

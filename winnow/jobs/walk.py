@@ -158,23 +158,33 @@ def _record(
 
 def table(record: dict[str, Any]) -> Any:
     """The curve as a `rich.table.Table`, from the record alone."""
+    from rich import box
     from rich.table import Table
 
     options, points = record["options"], record["points"]
-    shown = Table(title=f"{options['data']} · {options['how']} · {options['where']} · seed {options['seed']}")
+    words = f"{options['data']} · {options['how']} · {options['where']} · seed {options['seed']}"
+    shown = Table(title=words, box=box.SIMPLE, padding=(0, 1, 0, 0))
     by_loss = record["by_loss"]
     batches = list(points[0]["speedup"])
-    for column in ("asked", "density", "loss" if by_loss else "accuracy", "parameters", "nonzero", PRICE, "bytes"):
+    for column in ("asked", "kept", "loss" if by_loss else "acc. %", "params", "nonzero", PRICE, "bytes"):
         shown.add_column(column, justify="right")
     for batch in batches:
         shown.add_column(f"faster at {batch}", justify="right")
     for p in points:
-        judged = f"{-p['score']:.4f}" if by_loss else f"{p['score']:.2f} %"
-        sizes = [f"{p[key]:,}" for key in ("parameters", "nonzero", "macs", "bytes")]
+        judged = f"{-p['score']:.4f}" if by_loss else f"{p['score']:.2f}"
+        sizes = [_brief(p[key]) for key in ("parameters", "nonzero", "macs", "bytes")]
         shown.add_row(
             f"{p['asked']:g}", f"{p['density']:.4g}", judged, *sizes, *(f"{p['speedup'][b]:.2f}×" for b in batches)
         )
     return shown
+
+
+def _brief(x: int) -> str:
+    """Four digits, so that a curve fits a terminal of 80 columns; the record has them all."""
+    for unit, word in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if x >= 10 * unit:
+            return f"{x / unit:,.1f}{word}"
+    return f"{x:,}"
 
 
 def densities_of(words: str | None, points: int | None) -> tuple[float, ...]:
