@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
@@ -98,9 +99,10 @@ def read_units(model: nn.Module, example: Example, inputs: bool = False) -> tupl
     tracer = Tracer(graph_of(model, example), features=inputs).run()
     units = units_of(tracer)
     if not units:
+        why = Counter(tracer.ties.reasons(tracer.resolved).values()).most_common(3)
         raise TraceError(
-            f"{type(model).__name__} has no channel that could be removed; every one is pinned (an output, an input, a "
-            "normalisation over channels, or an operator without a rule): see winnow.compact's proof"
+            f"{type(model).__name__} has no channel that could be removed; every one is pinned: "
+            + "; ".join(f"{count} channels: {reason}" for reason, count in why)
         )
     return tracer, units
 
