@@ -63,7 +63,9 @@ class Certificate:
             lines.append("optimality not measured: no gradients left; pass a closure that returns the training loss")
         else:
             healed_too = self.strength == 0 < self.chosen_at
-            live = "live groups feel no penalty any more, their gradients are" if healed_too else "live groups are off by"
+            live = (
+                "live groups feel no penalty any more, their gradients are" if healed_too else "live groups are off by"
+            )
             under = "under λ₀, which" if healed_too else "where the penalty"
             lines.append(
                 f"optimality ({self.gradients}): {live} at most {self.residual_active:.2e}; dead groups are off by "

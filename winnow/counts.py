@@ -104,7 +104,8 @@ class Parameters(Count):
 @final
 @dataclass(frozen=True)
 class MACs(Count):
-    """Multiply–accumulates of one call of the smaller model: of linear layers, convolutions, matrix products, attention."""
+    """Multiply–accumulates of one call of the smaller model: of linear layers, convolutions, matrix products, attention,
+    recurrent layers."""
 
     def sizes(self, tracer: Tracer) -> Iterator[Sequence[tuple[Layout, Sequence[int]]]]:
         for node in tracer.module.graph.nodes:
@@ -117,12 +118,15 @@ class MACs(Count):
                 (left, _), out_letters = parts
                 axes = [i for i, c in enumerate(left) if c not in out_letters]
                 yield [(tracer.layout(node), range(len(out_letters))), (tracer.layout(node.args[1][0]), axes)]
+            elif name in _RECURRENT:
+                yield from _recurrence(tracer, node)
             elif name in _PRODUCTS:
                 summed = tracer.layout(node.args[_PRODUCTS[name]])
                 out = tracer.layout(node)
                 yield [(out, range(len(out.shape))), (summed, [len(summed.shape) - 1])]
 
 
+_RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
 _PRODUCTS = {"aten.linear": 0, "aten.addmm": 1, "aten.mm": 0, "aten.bmm": 0, "aten.matmul": 0}
 """Operator to the position of the argument whose last axis is summed over."""
 
@@ -134,6 +138,15 @@ def _convolution(tracer: Tracer, node: fx.Node, transposed: bool) -> list[tuple[
     if int(argument(node, 6, "groups", 1)) > 1:
         kernel = Layout(kernel.shape)  # what is inside a group stays
     return [(many, range(len(many.shape))), (kernel, axes)]
+
+
+def _recurrence(tracer: Tracer, node: fx.Node) -> Iterator[Sequence[tuple[Layout, Sequence[int]]]]:
+    """Every step of every sequence meets each matrix once."""
+    weights: Any = node.args[2]
+    x = tracer.layout(node.args[0])
+    for weight in map(tracer.layout, weights):
+        if len(weight.shape) == 2:
+            yield [(x, range(len(x.shape) - 1)), (weight, range(2))]
 
 
 def _attention(tracer: Tracer, node: fx.Node) -> Iterator[Sequence[tuple[Layout, Sequence[int]]]]:

@@ -100,7 +100,8 @@ class Penalty(abc.ABC):
         else:
             raise PenaltyError(f"keep: t={t!r} given, expected t = lr·λ >= 0; check the signs of lr and λ")
         num, den = self.eta_ratio(r)
-        return torch.as_tensor(num / (num + t * den))
+        whole = torch.as_tensor(num + t * den)
+        return torch.as_tensor(num / whole.clamp_min(tiny))  # t·den may be denormal, and those flushed to zero
 
     @final
     def dual(self, eta: Tensor) -> Tensor:

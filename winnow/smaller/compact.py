@@ -36,9 +36,9 @@ def compact(
     """
     if round_to < 1:
         raise TraceError(f"round_to must be an integer >= 1, got {round_to}; 8 suits many kernels")
+    graph = graph_of(model, example)
     if check:
         comparable(model, example)
-    graph = graph_of(model, example)
     if any(hasattr(theta, ATTACHED) for theta in model.parameters()):
         warn("a run is attached to this model and not settled: its zeros are not final; call run.settle() first")
     tracer = Tracer(graph, features=inputs).run()
