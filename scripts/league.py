@@ -6,6 +6,7 @@ With --check it only says whether the page is what the records say.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -153,9 +154,9 @@ def _rates() -> str:
     for key in dict.fromkeys((row["optimizer"], row["keep"], row["route"]) for row in rows):
         means = [_mean(row["accuracy"] for row in rows if _point(row) == (*key, rate)) for rate in rates]
         lines.append(f"| {key[0]} | {key[1]:g} | {key[2]} | {' | '.join(means)} |")
-    words = f"python bench/tuning.py {asked['tasks']} --optimizers {asked['optimizers']} --rates {asked['rates']}"
+    options = " ".join(f"--{key} {shlex.quote(value)}" for key, value in asked.items() if key != "tasks")
     said = AUTO.format(tasks=asked["tasks"].replace(",", " and "), seeds=asked["seeds"])
-    made = f"`{words} --seeds {asked['seeds']}` ([record](../records/{RATES.name})), half of the tasks' epochs."
+    made = f"`python bench/tuning.py {asked['tasks']} {options}` ([record](../records/{RATES.name}))."
     return "\n".join(["## Routes and learning rates", "", said, "", *lines, "", made])
 
 

@@ -22,9 +22,10 @@ from winnow.compare import METHODS, STRUCTURED, Setting, Trial, cell, command, d
 from winnow.compare import study as study_module
 from winnow.compare.base import RATES, Made, Training, cubic, largest, weights_of
 from winnow.compare.ours import toward
+from winnow.compare.plan import Plan
 from winnow.compare.rivals import RigL, erdos_renyi
 from winnow.compare.structured import GroupLasso
-from winnow.compare.study import Plan, begin, open_study, rows, work
+from winnow.compare.study import begin, open_study, rows, work
 from winnow.errors import WinnowError
 from winnow.jobs.data import Examples, Text
 

@@ -34,7 +34,7 @@ def compare_command(
     Exit code: 0 done; 2 bad usage; 130 interrupted.
     """
     from winnow.compare import ROSTERS, command
-    from winnow.compare.study import Plan
+    from winnow.compare.plan import Plan
 
     console = Console()
     try:

@@ -15,7 +15,8 @@ from winnow.jobs.report import write_json
 from . import ROSTERS, league
 from .cell import loaded, task_of
 from .ours import Ours
-from .study import Plan, Row, begin, open_study, plan_of, rows, work
+from .plan import Plan
+from .study import Row, begin, open_study, plan_of, rows, work
 
 News = Callable[[str, int, int], None]
 

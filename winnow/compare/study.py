@@ -8,13 +8,11 @@ the test part.  Nothing is locked: of jobs that stand in the queue twice, the fi
 from __future__ import annotations
 
 import contextlib
-import difflib
-import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,73 +20,16 @@ from winnow.errors import WinnowError
 from winnow.jobs.report import environment
 
 from . import ROSTERS
-from .cell import task_of
+from .plan import TUNINGS, Plan
 
 FORMAT = 3  # 1 had no `where`, 2 one tuned number instead of a learning rate and a number
 NAME = "winnow compare"
 JOURNAL = "journal.log"
-TUNINGS = 2  # seeds of a trial
 BEAT, SILENT = 60.0, 900.0
 """Seconds between a worker's signs of life, and after how many without one it counts as dead."""
 Row = dict[str, Any]
 Alive = Callable[[], None]
 News = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is compared. `scale` multiplies every task's epochs, for all methods alike; so is `weight_decay`, the optimizer's.
-
-    A task is a built-in one's name or the file of a user's own; `where` is "elements" or "channels": what vanishes.
-    """
-
-    tasks: Sequence[str]
-    methods: Sequence[str]
-    keeps: Sequence[float]
-    seeds: int = 3
-    scale: float = 1.0
-    where: str = "elements"
-    weight_decay: float = 0.0
-
-    def check(self) -> Plan:
-        """Itself; raises `WinnowError` for names that do not exist and numbers that make no sense."""
-        if self.where not in ROSTERS:
-            raise WinnowError(f"no where {self.where!r}: choose from {', '.join(ROSTERS)}")
-        for name in self.tasks:
-            task_of(name)
-        for name in self.methods:
-            if name not in ROSTERS[self.where]:
-                raise WinnowError(_unknown(name, self.where))
-        if not (self.tasks and self.methods and self.keeps):
-            raise WinnowError("a comparison needs tasks, methods and densities")
-        if self.seeds < 1 or not 0 < self.scale < math.inf:
-            raise WinnowError(f"need seeds >= 1 and a finite scale > 0, got {self.seeds} and {self.scale:g}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise WinnowError(f"the weight decay must be finite and >= 0, got {self.weight_decay}")
-        if not all(0 < keep < 1 for keep in self.keeps):
-            raise WinnowError(f"densities must lie in (0, 1), got {list(self.keeps)}; dense is a method")
-        return self
-
-    def cells(self) -> Iterator[Row]:
-        """All jobs, a (task, method)'s tuning before its trainings."""
-        middle = sorted(self.keeps)[len(self.keeps) // 2]
-        for task in self.tasks:
-            for name in self.methods:
-                same = {"task": task, "where": self.where, "method": name}
-                for trial in ROSTERS[self.where][name].trials:
-                    for seed in range(TUNINGS):
-                        yield {"phase": "tune", **same, "keep": middle, "seed": seed, **asdict(trial)}
-                for keep in dict.fromkeys(self.keeps) if name != "dense" else (1.0,):
-                    for seed in range(self.seeds):
-                        yield {"phase": "final", **same, "keep": keep, "seed": seed, "rate": None, "number": None}
-
-
-def _unknown(name: str, where: str) -> str:
-    """A method that is not there, and what may have been meant."""
-    meant = difflib.get_close_matches(name, ROSTERS[where], 1)
-    elsewhere = [other for other, roster in ROSTERS.items() if name in roster]
-    hint = f"; did you mean {meant[0]!r}?" if meant else f"; --where {elsewhere[0]} has it" if elsewhere else ""
-    return f"no method {name!r} for {where}{hint} Choose from: {'; '.join(ROSTERS[where])} (separated by ;)"
 
 
 def storage_of(where: str) -> Any:
