@@ -30,6 +30,71 @@ def test_torch_exports_own_file_agrees(name, tmp_path):
     assert winnow.export(small, tmp_path / "small.pt2", example) <= 1e-6
 
 
+class Fixed(nn.Module):
+    """Reads a batch of four and no other."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(x).view(4, 3)
+
+
+class Two(nn.Module):
+    """Rows by name, and a table that all of them share."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x, table):
+        return self.fc(x) @ table
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("name", ["MLP", "ResNet-18", "nanoGPT", "BERT", "LSTM", "siamese"])
+def test_a_file_for_every_batch_size(name, suffix, tmp_path):
+    model, example, *_ = thinned(name)
+    small, _ = winnow.compact(model, example)
+    assert winnow.export(small, tmp_path / f"small{suffix}", example, dynamic_batch=True) <= 1e-4
+
+
+def test_a_file_takes_the_batch_it_was_written_for_or_any(tmp_path):
+    import onnxruntime
+
+    model = zoo.mlp().eval()
+    for name, dynamic in (("fixed.onnx", False), ("free.onnx", True)):
+        winnow.export(model, tmp_path / name, torch.randn(1, 12), dynamic_batch=dynamic)
+    x = torch.randn(7, 12)
+    session = onnxruntime.InferenceSession(str(tmp_path / "free.onnx"))
+    (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), model(x).detach(), rtol=1e-5, atol=1e-6)
+    session = onnxruntime.InferenceSession(str(tmp_path / "fixed.onnx"))
+    with pytest.raises(Exception, match=r"[Gg]ot invalid dimensions"):
+        session.run(None, {session.get_inputs()[0].name: x.numpy()})
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_inputs_without_the_batch_keep_their_sizes(suffix, tmp_path):
+    example = {"x": torch.randn(5, 6), "table": torch.randn(3, 2)}
+    assert winnow.export(Two(), tmp_path / f"two{suffix}", example, dynamic_batch=True) <= 1e-5
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_model_of_one_batch_size_is_not_written_for_all(suffix, tmp_path):
+    path = tmp_path / f"fixed{suffix}"
+    with pytest.raises(FileError, match="for every batch size"):
+        winnow.export(Fixed(), path, torch.randn(4, 6), dynamic_batch=True)
+    assert not path.exists()
+    assert winnow.export(Fixed(), path, torch.randn(4, 6)) <= 1e-5
+
+
+def test_a_batch_needs_a_first_dimension(tmp_path):
+    with pytest.raises(FileError, match="no tensor with one"):
+        winnow.export(zoo.mlp(), tmp_path / "x.onnx", torch.tensor(1.0), dynamic_batch=True)
+
+
 def test_a_file_that_computes_otherwise_is_refused(tmp_path, monkeypatch):
     model, example = zoo.build("MLP")
     real = torch.export.export

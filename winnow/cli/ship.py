@@ -38,10 +38,11 @@ def measure_command(
 def export_command(
     folder: Folder,
     out: Annotated[Path | None, typer.Option(help=".onnx or .pt2.", show_default="RUN/small.onnx")] = None,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="For every batch size.")] = False,
 ) -> None:
     """Write a run's smaller model as ONNX (checked in ONNX Runtime) or as torch.export's .pt2."""
     path = folder / "small.onnx" if out is None else out
     with said():
         run = shrink.reopen(folder)
-        error = winnow.export(shrink.reload(run), path, run.example)
+        error = winnow.export(shrink.reload(run), path, run.example, dynamic_batch=dynamic_batch)
     typer.echo(f"{path}: read back, outputs equal to {error:.0e} of the largest")
