@@ -96,7 +96,7 @@ def _table(found: Sequence[league.Entry], mine: Sequence[str], these: Sequence[t
             for keep in record["plan"]["keeps"]:
                 order = league.ranked(found, task, keep)
                 best = next((e for e in order if e.method in mine), None)
-                first = "" if dense is None else f"{dense.mean:.2f}"
+                first = "" if dense is None else str(dense).partition(" ")[0]
                 own = "" if best is None or best in order[:3] else _entry(best, order[0], mine)
                 shown = " | ".join(_entry(e, order[0], mine) for e in order[:3])
                 lines.append(f"| {Path(task).stem} | {keep:g} | {first} | {shown} | {own} |")

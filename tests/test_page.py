@@ -176,6 +176,27 @@ def test_charts_zoom_and_tell_their_values(browser, walked, tmp_path):
     wait(lambda: browser.execute_script(axis, figure) != before)
 
 
+def test_a_comparison_is_read_from_its_study_too(compared, tmp_path):
+    """While it runs a folder has no run.json, and a storage never has one."""
+    from winnow.compare.command import worker
+    from winnow.compare.plan import Plan
+    from winnow.compare.study import begin
+
+    under_way = tmp_path / "c"
+    shutil.copytree(compared, under_way)
+    (under_way / "run.json").unlink()
+    strip = lambda runs: [(run.method, run.points) for run in runs]  # noqa: E731
+    assert strip(page.read(under_way)) == strip(page.read(compared))
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    begin(url, Plan(["digits"], ["one-shot magnitude"], [0.2], seeds=1, scale=0.02))
+    with pytest.raises(WinnowError, match="no training of this comparison is done"):
+        page.read(url)
+    worker(url)
+    out = tmp_path / "r.html"
+    assert CliRunner().invoke(app, ["report", url, str(compared), "--out", str(out)]).exit_code == 0
+    assert "study.db" in out.read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     pytest.importorskip("optuna")

@@ -61,7 +61,9 @@ def worker_command(study: Annotated[str, typer.Argument(help="Folder or URL of a
 
 @app.command("report")
 def report_command(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of `winnow train`, `path` and `compare`.")],
+    folders: Annotated[
+        list[str], typer.Argument(help="Folders of `winnow train`, `path` and `compare`; a comparison's storage URL.")
+    ],
     out: Annotated[Path, typer.Option(help="The HTML file; .svg or .png draws the trade-off curves alone.")] = Path(
         "report.html"
     ),

@@ -136,7 +136,7 @@ def table(record: Row, most: int = 3) -> Any:
     for column in ("task", "keep", "dense", *(f"{place + 1}." for place in range(most))):
         shown.add_column(column)
     for task in record["plan"]["tasks"]:
-        dense = next((f"{e.mean:.2f}" for e in found if e.task == task and e.method == "dense"), "")
+        dense = next((str(e) for e in found if e.task == task and e.method == "dense"), "")
         for keep in record["plan"]["keeps"]:
             order = league.ranked(found, task, keep)[:most]
             best = (f"{e.method}\n{e} ({e.density:.4g})" for e in order)

@@ -26,7 +26,9 @@ class Entry:
         return mean(self.scores) if self.scores else float("-inf")
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" + (f" ± {self.spread:.2f}" if len(self.scores) > 1 else "")
+        """Accuracy in %, or the loss where the score is minus a loss."""
+        digits = 4 if self.mean < 0 else 2
+        return f"{abs(self.mean):.{digits}f}" + (f" ± {self.spread:.{digits}f}" if len(self.scores) > 1 else "")
 
     @property
     def spread(self) -> float:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from winnow.compare.command import record_of
+from winnow.compare.study import JOURNAL
 from winnow.curve import RECORD
 from winnow.errors import WinnowError
 
@@ -58,7 +60,7 @@ class Run:
         return self.unit or ("loss" if self.by_loss else "accuracy %")
 
 
-def read_all(folders: Sequence[Path], say: Callable[[str], None]) -> list[Run]:
+def read_all(folders: Sequence[Path | str], say: Callable[[str], None]) -> list[Run]:
     """All runs of all folders, lines of one method told apart where their settings differ.
 
     A folder without a finished training, as one that broke at once leaves it, is named to `say` and left out; where none
@@ -119,12 +121,18 @@ def asked_for(options: Mapping[str, Any]) -> tuple[str, float | None]:
     return next(((word, options[word]) for word in SHARES if options.get(word) is not None), ("keep", None))
 
 
-def read(folder: Path) -> list[Run]:
+def read(folder: Path | str) -> list[Run]:
     """A folder that `winnow train`, `winnow path` or `winnow compare` wrote; the last holds a run per task and method.
 
+    A comparison that is under way is read from its study, in the folder or at the URL of an Optuna storage.
     Raises `WinnowError`: it is none, is damaged, or comes from a newer Winnow.
     """
+    if "://" in str(folder):
+        return _comparison(Path(str(folder)), record_of(str(folder)))
+    folder = Path(folder)
     path = folder / "run.json"
+    if not path.exists() and (folder / JOURNAL).exists():
+        return _comparison(folder, record_of(str(folder)))
     if not path.exists() and (folder / RECORD).exists():
         path = folder / RECORD
     try:
