@@ -24,6 +24,7 @@ LAYERS = [
     ["routes.decay", "routes.dropout", "routes.gating", "routes.hyperbolic", "routes.masking", "routes.variational"],
     ["routes", "cut"],
     ["sites", "fused", "watch", "census", "certificate", "checkpoint"],
+    ["stage"],
     ["host"],
     ["run", "recipes"],
     ["ladder"],

@@ -3,8 +3,8 @@
 Between two steps the optimizer is an ordinary one: `param_groups` hold the model's own weights, so `zero_grad`,
 gradient scalers, clipping and schedulers see what they always see, and everything of ours lies under the key "winnow":
 tensors in `optimizer.state[weight]`, numbers in `param_groups[0]`.  Only while `step` runs do the factors stand in the
-weights' places, in groups of the same settings but without weight decay (a decoupled decay on a factor would change the
-penalty; the coupled one is L2 on the weight, and is already in the pulled gradient).
+weights' places (`Stage`), in groups of the same settings but without weight decay (a decoupled decay on a factor would
+change the penalty; the coupled one is L2 on the weight, and is already in the pulled gradient).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from winnow.fused import Fused
 from winnow.routes.base import Lane, Moment, WeightLane, flow_rate, ridge_of
 from winnow.routes.factored import FactoredLane
 from winnow.schedules import Clock
+from winnow.stage import Stage
 from winnow.watch import check_finite
 
 EAGER = "Winnow's hooks swap weights and factors; compile optimizer.step without fullgraph=True, or not at all"
@@ -46,26 +47,14 @@ class Host:
         self.fused = fused
         self.look = look
         self.advance = advance
-        self._lane_of = {id(lane.site.anchor): lane for lane in self.lanes}
-        self._home = {id(lane): _index(optimizer, lane.site.anchor) for lane in self.lanes}
-        shares = [share for lane in self.lanes for share in lane.site.shares]
-        self._whole = {id(share.weight) for share in shares if share.whole}
-        self._part = {id(share.weight) for share in shares if not share.whole}
+        self.stage = Stage(optimizer, self.lanes)
         self._versions: dict[int, int] = {}
         self._active: list[tuple[Lane, Moment]] = []
         self._fused: list[tuple[Lane, Moment]] = []
-        self._own_groups: list[dict[str, Any]] | None = None
-        self._grads: list[tuple[Lane, Moment, Any]] = []
-        self._parts: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._bags: dict[int, dict[str, Any]] = {}
         self._incoming: Mapping[str, Any] | None = None
         self._handles: list[Any] = []
 
     # ---- what is kept where ------------------------------------------------------------------------------------
-
-    def group(self, lane: Lane) -> dict[str, Any]:
-        """The optimizer's own parameter group of the lane's weight."""
-        return (self._own_groups or self.optimizer.param_groups)[self._home[id(lane)]]
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -90,13 +79,13 @@ class Host:
         return bool(self.record["frozen"])
 
     def moment(self, lane: Lane, scale: float | Tensor = 1.0) -> Moment:
-        record, group = self.record, self.group(lane)
+        record, group = self.record, self.stage.group(lane)
         return Moment(record["strength"], record["step"], group, scale, ridge_of(self.optimizer, group))
 
     def rate(self) -> float:
         """Flow rate of the coming step, averaged over the weights."""
         sizes = [lane.site.theta.numel() for lane in self.lanes]
-        rates = [flow_rate(self.group(lane)) for lane in self.lanes]
+        rates = [flow_rate(self.stage.group(lane)) for lane in self.lanes]
         return sum(s * r for s, r in zip(sizes, rates, strict=True)) / sum(sizes)
 
     def bag(self, lane: Lane) -> dict[str, Any]:
@@ -129,20 +118,20 @@ class Host:
             for share in lane.site.shares:
                 if share.whole:
                     optimizer.state.pop(share.weight, None)
-            self._shelve(lane, {})
+            self.stage.shelve(lane, {})
             self._versions[id(lane)] = lane.site.version
         eager: Any = partial(torch.compiler.disable, reason=EAGER)  # here and not above: it costs seconds to import
         self._handles = [
             optimizer.register_step_pre_hook(eager(self._pre)),
             optimizer.register_step_post_hook(eager(self._post)),
-            optimizer.register_state_dict_pre_hook(lambda _: self._swap_out()),  # a step may have been interrupted
+            optimizer.register_state_dict_pre_hook(lambda _: self.stage.leave()),  # a step may have been interrupted
             optimizer.register_load_state_dict_pre_hook(self._load_pre),
             optimizer.register_load_state_dict_post_hook(self._load_post),
         ]
 
     def remove(self) -> None:
         """Give the optimizer back as it was, without our state."""
-        self._swap_out()
+        self.stage.leave()
         for handle in self._handles:
             handle.remove()
         for lane in self.lanes:
@@ -156,15 +145,15 @@ class Host:
     # ---- one step ----------------------------------------------------------------------------------------------
 
     def _pre(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        self._swap_out()  # an exception may have left the last step half-way
+        self.stage.leave()  # an exception may have left the last step half-way
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._begin()
             return None
 
         def wrapped() -> Any:
-            if self._own_groups is not None:
-                self._swap_out()
+            if self.stage.swapped:
+                self.stage.leave()
                 raise AttachError(
                     f"{type(optimizer).__name__} looks at the loss more than once in a step; the factors stand in the "
                     "weights' places only once. Use SGD, Adam, AdamW or any other first-order optimizer"
@@ -196,17 +185,17 @@ class Host:
         if getattr(optimizer, "found_inf", None) is None:  # else the gradient scaler has looked
             check_finite([lane for lane, _ in (*self._active, *self._fused)], self.record["step"])
         self.look([lane for lane, _ in (*self._active, *self._fused)], self.record["step"])
-        self._grads = [(lane, moment, lane.site.theta.grad) for lane, moment in self._active]
+        grads = [(lane, moment, lane.site.theta.grad) for lane, moment in self._active]
         for lane, moment in self._active:
             lane.before(moment)
             if isinstance(lane, WeightLane):
                 lane.site.theta.grad = moment.whole_gradient(lane.site.theta)
-        self._swap_in()
+        self.stage.enter(grads, [lane for lane, _ in self._fused])
 
     def _post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._own_groups is None:
+        if not self.stage.swapped:
             return
-        self._swap_out()
+        self.stage.leave()
         found = getattr(optimizer, "found_inf", None)
         if found is not None and float(found) > 0:
             return  # the optimizer skipped this step, and so do we
@@ -243,71 +232,10 @@ class Host:
         if alive is not None:
             lane.site.groups.split(lane.site.theta).mul_(alive)
 
-    # ---- factors in the weights' places ------------------------------------------------------------------------
-
-    def _swap_in(self) -> None:
-        optimizer, taken = self.optimizer, {id(lane.site.anchor) for lane, _ in self._fused}
-        self._own_groups = optimizer.param_groups
-        for lane in self.lanes:
-            bag = self._bags[id(lane)] = optimizer.state[lane.site.anchor].pop(KEY, {})
-            if id(lane.site.anchor) not in taken:
-                for name, factor in lane.coordinates().items():
-                    optimizer.state[factor] = bag[name]["state"]
-        self._parts = [
-            (group, part) for group in self._own_groups for part in self._split(group, taken) if part["params"]
-        ]
-        optimizer.param_groups = [part for _, part in self._parts]
-
-    def _split(self, group: dict[str, Any], taken: set[int]) -> list[dict[str, Any]]:
-        """A group's foreign weights, and what stands for ours, which no weight decay may touch."""
-        ours: list[Tensor] = []
-        for theta in group["params"]:
-            lane = self._lane_of.get(id(theta))
-            if lane is not None and id(theta) not in taken:
-                ours += [*([theta] if lane.steps_weight else []), *lane.coordinates().values()]
-        alone = self._lane_of.keys() - self._part | self._whole
-        rest = [theta for theta in group["params"] if id(theta) not in alone]
-        bare: dict[str, Any] = {"weight_decay": group["weight_decay"] * 0} if "weight_decay" in group else {}
-        if rest:  # a tensor that the optimizer counts in, in place, must count once
-            bare |= {k: v.clone() for k, v in group.items() if isinstance(v, Tensor) and k not in ("lr", *bare)}
-        return [{**group, "params": rest}, {**group, "params": ours, **bare}]
-
-    def _swap_out(self) -> None:
-        if self._own_groups is None:
-            return
-        self.optimizer.param_groups, self._own_groups = self._own_groups, None
-        for lane, moment, grad in self._grads:  # a lane may have added to it, an optimizer with a scale divided it
-            seen = lane.steps_weight and lane.site.theta.grad is grad
-            lane.site.theta.grad = grad if seen or isinstance(moment.scale, float) else grad / moment.scale
-        for group, part in reversed(self._parts):
-            for key, value in part.items():  # an optimizer may count in its groups
-                if key not in ("params", "weight_decay", KEY):
-                    group[key] = value
-        for lane in self.lanes:
-            self._shelve(lane, self._bags.pop(id(lane)))
-
-    def _shelve(self, lane: Lane, bag: dict[str, Any]) -> None:
-        """Put the coordinates, their optimizer state and whatever else must be saved under our key."""
-        state = self.optimizer.state
-        shelf: dict[str, Any] = {}
-        for name, factor in lane.coordinates().items():
-            own = state.pop(factor, None)
-            if factor is not lane.site.theta:
-                factor.grad = None
-            shelf[name] = {
-                "value": factor.detach(),
-                "state": bag.get(name, {}).get("state", {}) if own is None else own,
-            }
-        shelf.update(lane.keeps())
-        if "alive" in bag:
-            shelf["alive"] = bag["alive"]
-        if shelf:
-            state[lane.site.anchor][KEY] = shelf
-
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
     def _load_pre(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        self._swap_out()  # a step may have been interrupted
+        self.stage.leave()  # a step may have been interrupted
         entries = checkpoint.plain_entries(state_dict, self.record["sites"], self.lanes, optimizer)
         self._incoming = state_dict
         return entries
@@ -321,12 +249,8 @@ class Host:
             for name, factor in lane.coordinates().items():
                 factor.data.copy_(shelf[name]["value"])
             lane.restore({name: value for name, value in shelf.items() if isinstance(value, Tensor)})
-            self._shelve(lane, shelf)
+            self.stage.shelve(lane, shelf)
             if isinstance(lane, FactoredLane) and not lane.agrees():  # else to the last bit what was saved with it
                 lane.push()
             self._versions[id(lane)] = lane.site.version
             lane.open(self.moment(lane))
-
-
-def _index(optimizer: Optimizer, theta: Tensor) -> int:
-    return next(i for i, group in enumerate(optimizer.param_groups) if any(p is theta for p in group["params"]))
