@@ -20,7 +20,39 @@ ZOOM = {"name": "zoom", "select": "interval", "bind": "scales"}
 
 def tradeoff(runs: Sequence[Run]) -> Chart:
     """One task's runs: score against times smaller, a line per method, its range over seeds where there are several."""
-    rows = [
+    rows = _points(runs)
+    measure, seen = runs[0].measure, [row["times smaller"] for row in rows]
+    names = {run.method for run in runs}
+    many, columns = len(names) > MANY, 2 if max(map(len, names)) <= SHORT else 1
+    domain = {"type": "log", "nice": False, "domain": [min(seen) / ROOM, max(seen) * ROOM]}
+    scale = {"zero": False, "domain": _shown(runs), "nice": True}
+    legend = {"orient": "bottom", "columns": columns, "symbolOpacity": 1}
+    x = {"field": "times smaller", "type": "quantitative", "scale": domain, "title": "times smaller"}
+    y = {"field": "score", "type": "quantitative", "scale": scale, "title": measure}
+    colour = {"field": "method", "type": "nominal", "scale": {"range": COLOURS}, "legend": legend}
+    keys = [key for key in rows[0] if key not in ("times smaller", "score")]
+    tips = [{"field": "score", "title": measure, "format": ".4f"}, *({"field": key} for key in keys)]
+    line = {
+        "mark": {"type": "line", "clip": True},
+        "encoding": {"x": x, "y": {**y, "aggregate": "mean"}, "color": colour},
+    }
+    band = {
+        "mark": {"type": "errorband", "extent": "stdev", "clip": True},
+        "encoding": {"x": x, "y": y, "color": colour},
+    }
+    dots = {
+        "mark": {"type": "point", "filled": True, "size": 20 if many else 45, "clip": True},
+        "encoding": {"x": x, "y": y, "color": colour, "tooltip": tips},
+        "params": [ZOOM],
+    }
+    several = len(names) < len(runs) or any(run.kind == "compare" for run in runs)
+    layers = [*([band] if several and not many else []), line, dots]
+    return {"data": {"values": rows}, "height": HEIGHT + LINE * -(-len(names) // columns), "layer": layers}
+
+
+def _points(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row for every model of every run, with what is shown on hover."""
+    return [
         {
             "method": run.method,
             "times smaller": 1 / p.kept,
@@ -33,41 +65,6 @@ def tradeoff(runs: Sequence[Run]) -> Chart:
         for p in run.points
         if p.kept > 0
     ]
-    measure, seen = runs[0].measure, [row["times smaller"] for row in rows]
-    names = {run.method for run in runs}
-    many, columns = len(names) > MANY, 2 if max(map(len, names)) <= SHORT else 1
-    x = {
-        "field": "times smaller",
-        "type": "quantitative",
-        "scale": {"type": "log", "nice": False, "domain": [min(seen) / ROOM, max(seen) * ROOM]},
-        "title": "times smaller",
-    }
-    scale = {"zero": False, "domain": _shown(runs), "nice": True}
-    score = {"field": "score", "type": "quantitative", "scale": scale, "title": measure}
-    colour = {
-        "field": "method",
-        "type": "nominal",
-        "scale": {"range": COLOURS},
-        "legend": {"orient": "bottom", "columns": columns, "symbolOpacity": 1},
-    }
-    keys = [key for key in rows[0] if key not in ("times smaller", "score")]
-    tips = [{"field": "score", "title": measure, "format": ".4f"}, *({"field": key} for key in keys)]
-    line = {
-        "mark": {"type": "line", "clip": True},
-        "encoding": {"x": x, "y": {**score, "aggregate": "mean"}, "color": colour},
-    }
-    band = {
-        "mark": {"type": "errorband", "extent": "stdev", "clip": True},
-        "encoding": {"x": x, "y": score, "color": colour},
-    }
-    dots = {
-        "mark": {"type": "point", "filled": True, "size": 20 if many else 45, "clip": True},
-        "encoding": {"x": x, "y": score, "color": colour, "tooltip": tips},
-        "params": [ZOOM],
-    }
-    several = len({run.method for run in runs}) < len(runs) or any(run.kind == "compare" for run in runs)
-    layers = [*([band] if several and not many else []), line, dots]
-    return {"data": {"values": rows}, "height": HEIGHT + LINE * -(-len(names) // columns), "layer": layers}
 
 
 MANY = 7  # methods; of more, those that collapse need not be in view at first, and spreads would hide the lines
