@@ -28,9 +28,8 @@ AUTO = """Mean test accuracy in % over {tasks}, {seeds} splits each; rates are f
 a dash: some diverged. For single weights `--how auto` and `recipes.auto` take decay with LogSum(2) under SGD (by the ranks
 above; masking is ahead of it here), a gate of depth 2 under AdamW (by this table); for whole units a gate of depth 3, which
 nothing here speaks for or against. The rate stays yours: under AdamW three times the dense one is better here for most."""
-TODAY, OLD = 3, (
-    " Made under earlier rules: one number of each method tuned on one seed (Winnow's `pull`, not the learning rate), and the\n"
-    "  masks of random mask and RigL drawn with the random numbers of the initial weights. To be made again."
+TODAY, OLD = 4, (
+    " Made under earlier rules, which tuned at one density; to be made again."
 )
 WORDS = {"elements": "Single weights", "channels": "Whole units"}
 WHAT = {

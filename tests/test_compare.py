@@ -225,7 +225,7 @@ def test_the_number_that_is_tuned_matters_for_units(name):
 
 def test_what_a_route_tunes_is_its_pull_around_the_librarys_own():
     assert toward(Setting(0.1, 100, ours.PULLS[0])) == winnow.Toward(0.1, 100)
-    assert {toward(Setting(0.1, 100, trial)).pull for trial in ours.PULLS} == {0.1, 0.3, 1.0}
+    assert {toward(Setting(0.1, 100, trial)).pull for trial in ours.PULLS} == {0.3, 1.0, 3.0}
     with pytest.raises(WinnowError, match="needs its own number"):
         toward(Setting(0.1, 100))
 
@@ -263,7 +263,7 @@ def test_torch_pruning_sees_convolutions_too():
 # ---- the study ---------------------------------------------------------------------------------------------------
 
 PLAN = {"tasks": ["digits"], "methods": ["gradual magnitude", "gating, D = 3"], "keeps": [0.2, 0.1], "seeds": 2, "scale": 0.05}
-CELLS = 2 * (5 * 2 + 2 * 2)
+CELLS = 2 * (5 * 2 * 2 + 2 * 2)  # five trials, each twice, at both densities
 
 
 def fake(cell, scale, alive=lambda: None):
@@ -298,6 +298,29 @@ def test_a_study_runs_tunes_and_ranks(optuna, tmp_path):
     assert league.standing(entries, ["gating, D = 3"]) == league.Standing(2, 2, 2)
     assert league.standing(entries, ["gradual magnitude"]) == league.Standing(2, 0, 0)
     assert league.standing(entries, ["gating, D = 3"], most=0.05) == league.Standing(0, 0, 0)
+
+
+def test_the_tuning_of_the_nearer_density_counts(optuna, tmp_path):
+    """The middle one and the smallest are tuned; a score by which another trial is best at each."""
+    plan = Plan(["digits"], ["dense", "gating, D = 3"], [0.5, 0.2, 0.1, 0.05, 0.02], seeds=1)
+    assert plan.tuned() == [0.1, 0.02]
+    assert Plan(["digits"], ["gating, D = 3"], [0.2]).tuned() == [0.2]
+    trials = METHODS["gating, D = 3"].trials
+
+    def scored(cell, scale, alive):
+        at = METHODS[cell["method"]].trials.index(Trial(cell["rate"], cell["number"]))
+        return fake(cell, scale) | {"score": 90.0 + (at == (4 if cell["keep"] == 0.02 else 3))}
+
+    begin(str(tmp_path), plan)
+    work(str(tmp_path), scored)
+    found = rows(open_study(str(tmp_path)))
+    tuned = [(row["method"], row["keep"]) for row in found if row["phase"] == "tune"]
+    assert {cell: tuned.count(cell) for cell in tuned} == {
+        ("dense", 1.0): 10, ("gating, D = 3", 0.1): 10, ("gating, D = 3", 0.02): 10,
+    }  # fmt: skip
+    finals = {row["keep"]: Trial(row["rate"], row["number"]) for row in found if row["phase"] == "final"}
+    assert [finals[keep] for keep in (0.5, 0.2, 0.1, 0.05, 0.02)] == [trials[3]] * 4 + [trials[4]]
+    assert finals[1.0] == METHODS["dense"].trials[3]
 
 
 def test_level_is_within_one_standard_deviation():
@@ -379,7 +402,7 @@ def test_two_workers_never_take_the_same_job(optuna, tmp_path):
     study = open_study(str(tmp_path))
     found = rows(study)
     cells = [json.dumps(t.user_attrs["cell"], sort_keys=True) for t in study.trials if t.state.name == "COMPLETE"]
-    assert len(cells) == len(set(cells)) == len(found) == 2 * (5 * 2 + 2 * 6)
+    assert len(cells) == len(set(cells)) == len(found) == 2 * (5 * 2 * 2 + 2 * 6)
     assert len({row["pid"] for row in found}) > 1
 
 
@@ -540,7 +563,7 @@ def test_what_was_queued_twice_is_done_once(optuna, tmp_path):
     seen = []
     work(str(tmp_path), lambda job, *rest: seen.append(job) or fake(job, *rest))
     assert len(seen) == CELLS == len(rows(study)) and not [t for t in study.get_trials() if t.state.name == "WAITING"]
-    assert len(list(Plan(**{**PLAN, "keeps": [0.2, 0.2]}).cells())) == CELLS - 2 * 2
+    assert len(list(Plan(**{**PLAN, "keeps": [0.2, 0.2]}).cells())) == 2 * (5 * 2 + 2)
 
 
 def test_a_tuning_that_was_lost_is_made_good_before_the_trainings(optuna, tmp_path):

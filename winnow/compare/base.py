@@ -33,9 +33,9 @@ def rates(*factors: float) -> tuple[Trial, ...]:
     return tuple(Trial(rate) for rate in factors)
 
 
-def numbers(usual: float, low: float, high: float) -> tuple[Trial, ...]:
+def numbers(usual: float, *others: float) -> tuple[Trial, ...]:
     """The trials of a method with a number of its own: three of it, and two more learning rates; the first wins a tie."""
-    return (*(Trial(1.0, x) for x in (usual, low, high)), Trial(0.3, usual), Trial(3.0, usual))
+    return (*(Trial(1.0, x) for x in (usual, *others)), Trial(0.3, usual), Trial(3.0, usual))
 
 
 RATES = rates(1.0, 0.3, 3.0, 0.5, 2.0)

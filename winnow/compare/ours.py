@@ -13,7 +13,7 @@ import winnow
 
 from .base import Method, Setting, Training, numbers
 
-PULLS = numbers(winnow.Toward.pull, 0.1, 1.0)
+PULLS = numbers(winnow.Toward.pull, 1.0, 3.0)
 
 
 def toward(setting: Setting) -> winnow.Toward:

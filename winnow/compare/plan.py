@@ -53,16 +53,31 @@ class Plan:
 
     def cells(self) -> Iterator[Row]:
         """All jobs, a (task, method)'s tuning before its trainings."""
-        middle = sorted(self.keeps)[len(self.keeps) // 2]
         for task in self.tasks:
             for name in self.methods:
                 same = {"task": task, "where": self.where, "method": name}
-                for trial in ROSTERS[self.where][name].trials:
-                    for seed in range(TUNINGS):
-                        yield {"phase": "tune", **same, "keep": middle, "seed": seed, **asdict(trial)}
-                for keep in dict.fromkeys(self.keeps) if name != "dense" else (1.0,):
+                dense = name == "dense"
+                for keep in (1.0,) if dense else self.tuned():
+                    for trial in ROSTERS[self.where][name].trials:
+                        for seed in range(TUNINGS):
+                            yield {"phase": "tune", **same, "keep": keep, "seed": seed, **asdict(trial)}
+                for keep in (1.0,) if dense else dict.fromkeys(self.keeps):
+                    at = keep if dense else min(self.tuned(), key=lambda other: abs(math.log(other / keep)))
                     for seed in range(self.seeds):
-                        yield {"phase": "final", **same, "keep": keep, "seed": seed, "rate": None, "number": None}
+                        yield {
+                            "phase": "final",
+                            **same,
+                            "keep": keep,
+                            "tuned": at,
+                            "seed": seed,
+                            "rate": None,
+                            "number": None,
+                        }
+
+    def tuned(self) -> list[float]:
+        """The densities at which everything is tuned: the middle one and the smallest; others take the nearest in ratio."""
+        keeps = sorted(set(self.keeps))
+        return list(dict.fromkeys((keeps[len(keeps) // 2], keeps[0])))
 
 
 def _unknown(name: str, where: str) -> str:

@@ -1,8 +1,8 @@
 """STUDY: the grid of a comparison as independent jobs in an Optuna study; any number of workers, on any machines, take them.
 
-Every (task, method) is tuned first: its trials at one density, judged on a fifth of the training part that is not trained
-on, another one for each tuning seed.  Then every (density, seed) is trained on the whole with the best trial, and judged on
-the test part.  Nothing is locked: of jobs that stand in the queue twice, the first counts.
+Every (task, method) is tuned first: its trials at two densities, judged on a fifth of the training part that is not trained
+on, another one for each tuning seed.  Then every (density, seed) is trained on the whole with the best trial of the nearer
+one, and judged on the test part.  Nothing is locked: of jobs that stand in the queue twice, the first counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from winnow.jobs.report import environment
 from . import ROSTERS
 from .plan import TUNINGS, Plan
 
-FORMAT = 3  # 1 had no `where`, 2 one tuned number instead of a learning rate and a number
+FORMAT = 4  # 1 had no `where`, 2 one tuned number instead of a learning rate and a number, 3 tuned at one density
 NAME = "winnow compare"
 JOURNAL = "journal.log"
 BEAT, SILENT = 60.0, 900.0
@@ -213,8 +213,8 @@ def _tuned(study: Any, cell: Row) -> Row:
 
 
 def _tuning(study: Any, cell: Row, state: str) -> list[Any]:
-    """The tunings of the cell's method on its task that are in a state."""
-    wanted = {"phase": "tune", "task": cell["task"], "method": cell["method"]}
+    """The tunings for a final cell that are in a state."""
+    wanted = {"phase": "tune", "task": cell["task"], "method": cell["method"], "keep": cell["tuned"]}
     return [t for t in _trials(study, state) if all(t.user_attrs["cell"][k] == v for k, v in wanted.items())]
 
 

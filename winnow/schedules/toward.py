@@ -35,7 +35,7 @@ class Toward(Schedule):
     heal: float = 0.4
     begin: float = 0.1
     pull: float = 0.3
-    dose: float = 1.0
+    dose: float = 10.0
     every: int = 0
 
     def __post_init__(self) -> None:
