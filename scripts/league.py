@@ -25,8 +25,8 @@ WHEN = (
     "its mean rank."
 )
 AUTO = """Mean test accuracy in % over {tasks}, {seeds} splits each; rates are factors of the one found on the dense control;
-a dash: some diverged. For single weights `--how auto` and `recipes.auto` take decay with LogSum(2) under SGD (by the ranks
-above; masking is ahead of it here), a gate of depth 2 under AdamW (by this table); for whole units a gate of depth 3, which
+a dash: some diverged. For single weights `--how auto` and `recipes.auto` take a gate of depth 2, by the mean rank above over
+all densities and by this table under AdamW (under SGD masking is ahead of it here); for whole units a gate of depth 3, which
 nothing here speaks for or against. The rate stays yours: under AdamW three times the dense one is better here for most."""
 TODAY, OLD = 4, (
     " Made under earlier rules, which tuned at one density; to be made again."
@@ -39,11 +39,21 @@ WHAT = {
 
 
 def records() -> dict[str, list[tuple[Path, dict[str, Any]]]]:
-    """What was compared: its records, by what vanishes."""
+    """What was compared: its records, by what vanishes. A task is taken from the record of the newest rules."""
+    paths = sorted((ROOT / "records").glob("compare-*/run.json"))
+    read = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    newest: dict[tuple[str, str], int] = {}
+    for _, record in read:
+        plan = record["plan"]
+        for task in plan["tasks"]:
+            newest[plan["where"], task] = max(plan["format"], newest.get((plan["where"], task), 0))
     found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for path in sorted((ROOT / "records").glob("compare-*/run.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault(record["plan"]["where"], []).append((path.parent, record))
+    for folder, record in read:
+        plan = record["plan"]
+        plan["tasks"] = [task for task in plan["tasks"] if newest[plan["where"], task] == plan["format"]]
+        record["rows"] = [row for row in record["rows"] if row["task"] in plan["tasks"]]
+        if plan["tasks"]:
+            found.setdefault(plan["where"], []).append((folder, record))
     return found
 
 

@@ -44,8 +44,8 @@ def test_what_they_say():
 
 
 @pytest.mark.parametrize(("kind", "where", "route"), [
-    (torch.optim.SGD, None, Decay(winnow.LogSum(2.0))),
-    (torch.optim.SGD, Elements(), Decay(winnow.LogSum(2.0))),
+    (torch.optim.SGD, None, Gating(depth=2)),
+    (torch.optim.SGD, Elements(), Gating(depth=2)),
     (torch.optim.SGD, winnow.Rows(), Gating(depth=3)),
     (torch.optim.AdamW, None, Gating(depth=2)),
     (torch.optim.AdamW, winnow.Rows(), Gating(depth=3)),

@@ -81,19 +81,19 @@ def adaptive_dropout(penalty: Penalty | None = None, strength: Schedule | float 
 
 
 def auto(optimizer: Optimizer, density: float, steps: int, where: Where | None = None) -> Words:
-    """Toward a density by a route chosen for the optimizer and for what vanishes.
+    """Toward a density by the route that did best where it was measured (docs/league.md).
 
-    Single weights under SGD with momentum: decay with LogSum(2), of the best mean rank in docs/league.md at a fifth and more
-    and at a fiftieth and less.  Under Adam and AdamW: a gate of depth 2, best there over the learning rates tried.  Larger
-    groups have not been compared yet: they get the gate of depth 3 that is the default everywhere.
+    Single weights get a gate of depth 2: of the best mean rank over all tasks and densities under SGD with momentum, and
+    the best under AdamW over the learning rates tried.  Larger groups have not been compared yet: they get the gate of
+    depth 3 that is the default everywhere.
     """
-    adaptive = "betas" in optimizer.param_groups[0]
-    how = best(adaptive, single=where is None or isinstance(where, Elements))
-    return {"how": how, "where": where or Elements(), "when": Toward(density, steps)}
+    return {
+        "how": best(single=where is None or isinstance(where, Elements)),
+        "where": where or Elements(),
+        "when": Toward(density, steps),
+    }
 
 
-def best(adaptive: bool, single: bool) -> Route:
-    """The route `auto` takes: `adaptive`, the optimizer has a second moment; `single`, single weights go, not whole groups."""
-    if not single:
-        return Gating(depth=3)
-    return Gating(depth=2) if adaptive else Decay(LogSum(2.0))
+def best(single: bool) -> Route:
+    """The route `auto` takes where single weights go, or whole groups."""
+    return Gating(depth=2) if single else Gating(depth=3)

@@ -32,7 +32,7 @@ ROUTES: dict[str, Callable[[Any], Any]] = {
     ),
     "masking": lambda _options: winnow.Masking(beta=1.0),
     "dropout": lambda o: winnow.Dropout(PENALTIES[o.penalty or "logsum"](o.p)),
-    "auto": lambda o: winnow.recipes.best(o.optimizer == "adamw", single=o.where == "elements"),
+    "auto": lambda o: winnow.recipes.best(single=o.where == "elements"),
 }
 
 # one line per grouping: model, example, what counts -> what attach takes as `where`
