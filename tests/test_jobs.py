@@ -501,7 +501,7 @@ def test_auto_says_which_route_it_took(tmp_path: Path) -> None:
     done = winnow("train", "digits", "--how", "auto", "--keep", "0.2", "--epochs", "2", "--no-dense", "--out", tmp_path / "run")
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["route"].startswith("Gating(depth=2")
+    assert record["route"] == "Gating(penalty=Lp(p=1.0), start=None)"  # depth 2
     assert record["route"] in " ".join(done.output.split())
     bad = winnow("train", "digits", "--how", "auto", "--penalty", "mcp", "--out", tmp_path / "bad")
     assert bad.exit_code == 2 and "--how auto has a penalty of its own" in bad.stderr
