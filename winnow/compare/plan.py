@@ -62,22 +62,14 @@ class Plan:
                         for seed in range(TUNINGS):
                             yield {"phase": "tune", **same, "keep": keep, "seed": seed, **asdict(trial)}
                 for keep in (1.0,) if dense else dict.fromkeys(self.keeps):
-                    at = keep if dense else min(self.tuned(), key=lambda other: abs(math.log(other / keep)))
+                    at = {"tuned": keep if dense else min(keep, self.tuned()[0])}
                     for seed in range(self.seeds):
-                        yield {
-                            "phase": "final",
-                            **same,
-                            "keep": keep,
-                            "tuned": at,
-                            "seed": seed,
-                            "rate": None,
-                            "number": None,
-                        }
+                        yield {"phase": "final", **same, "keep": keep, **at, "seed": seed, "rate": None, "number": None}
 
     def tuned(self) -> list[float]:
-        """The densities at which everything is tuned: the middle one and the smallest; others take the nearest in ratio."""
-        keeps = sorted(set(self.keeps))
-        return list(dict.fromkeys((keeps[len(keeps) // 2], keeps[0])))
+        """The densities at which everything is tuned: the middle one and all below; larger ones take the middle one's."""
+        keeps = sorted(set(self.keeps), reverse=True)
+        return keeps[(len(keeps) - 1) // 2 :]
 
 
 def _unknown(name: str, where: str) -> str:

@@ -1,8 +1,9 @@
 """STUDY: the grid of a comparison as independent jobs in an Optuna study; any number of workers, on any machines, take them.
 
-Every (task, method) is tuned first: its trials at two densities, judged on a fifth of the training part that is not trained
-on, another one for each tuning seed.  Then every (density, seed) is trained on the whole with the best trial of the nearer
-one, and judged on the test part.  Nothing is locked: of jobs that stand in the queue twice, the first counts.
+Every (task, method) is tuned first: its trials at the middle density and at all below it, judged on a fifth of the training
+part that is not trained on, another one for each tuning seed.  Then every (density, seed) is trained on the whole with the best
+trial there (a larger density: of the middle one), and judged on the test part.  Nothing is locked: of jobs that stand in the
+queue twice, the first counts.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from winnow.jobs.report import environment
 from . import ROSTERS
 from .plan import TUNINGS, Plan
 
-FORMAT = 4  # 1 had no `where`, 2 one tuned number instead of a learning rate and a number, 3 tuned at one density
+FORMAT = 4  # 1 had no `where`, 2 one tuned number instead of a learning rate and a number, 3 tuned at the middle density alone
 NAME = "winnow compare"
 JOURNAL = "journal.log"
 BEAT, SILENT = 60.0, 900.0
