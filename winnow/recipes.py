@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.optim import Optimizer
-
 from winnow.groups import Elements, Grouping, Rows
 from winnow.penalties import LogSum, Lp, Penalty
 from winnow.routes import Decay, Dropout, Gating, Hyperbolic, Masking, Route
@@ -80,7 +78,7 @@ def adaptive_dropout(penalty: Penalty | None = None, strength: Schedule | float 
     return {"how": Dropout(penalty or LogSum(2.0)), "where": Elements(), "when": strength}
 
 
-def auto(optimizer: Optimizer, density: float, steps: int, where: Where | None = None) -> Words:
+def auto(density: float, steps: int, where: Where | None = None) -> Words:
     """Toward a density by the route that did best where it was measured (docs/league.md).
 
     Single weights get a gate of depth 2: of the best mean rank over all tasks and densities under SGD with momentum, and
