@@ -263,7 +263,7 @@ FULL = {
     "ours": {
         "Winnow": RECIPE | {"keep": [0.0125, 0.006], "l2": 3e-4, "drop": 0.2, "shift": 0},
         "Winnow, shifted": RECIPE | {"keep": [0.0125], "l2": 1e-4, "drop": 0.0, "shift": 1},
-        "Winnow, shifted, D = 4": RECIPE | LONG | {"keep": [0.0125, 0.006], "l2": 1e-4, "drop": 0.0, "shift": 1},
+        "Winnow, shifted, D = 4": RECIPE | LONG | {"keep": [0.018, 0.006], "l2": 1e-4, "drop": 0.0, "shift": 1},
     },
     "fused": None,
 }
