@@ -124,8 +124,10 @@ def constant_is_biased(rows: list[Row], settings: Settings) -> Found:
 
 @claim("the balanced start (β = 0, spred) never comes near x*, for any schedule", published="stuck on wrong signs")
 def balanced_is_stuck(rows: list[Row], settings: Settings) -> Found:
-    nearest = min(_error(rows, "balanced", s) for s in settings["schedules"])
-    return f"‖x − x*‖ at least {nearest:.2f} (‖x*‖ = 2.24)", nearest > 0.5
+    found = [among(rows, method="balanced", schedule=s)[0]["errors"] for s in settings["schedules"]]
+    nearest = [min(errors) for errors in zip(*found, strict=True)]
+    said = ", ".join(f"{x:.2f}" for x in nearest)
+    return f"least ‖x − x*‖ of each seed {said} (‖x*‖ = 2.24)", min(nearest) > 0.5
 
 
 @claim("L1 on the weights or on the masks wants a constant strength: decaying, it loses the sparsity", published="yes")
@@ -186,7 +188,11 @@ EXPERIMENT = Experiment(
     claims=(recovers, constant_is_biased, balanced_is_stuck, l1_wants_constant, minibatches_alike),
     differs="Published: n = 100, 40 samples, 5 non-zeros, β = 1, rate 1e-4, seven schedules. Open there and chosen here: "
     "the loss ½‖Zx − Y‖², entries ±1, start N(0, 1/√n), 300,000 steps, the amplitudes, 3 seeds. Minibatches of 5 "
-    "scaled to the full sum.",
+    "scaled to the full sum. "
+    "Best explanation of what failed: distances fall strictly with the dose, but it takes a dose of about 4 to come within "
+    "0.1 of x*, and 1000/k has 2.64 after our steps. A balanced start cannot change a sign, and seed 1 happens to start "
+    "with all five signs of x* right (seeds 0 and 2: three and one): it recovers x*, the others do not, but for seed 0 "
+    "under the constant 1, which comes to 0.2.",
     full=FULL,
     quick=FULL | {"lr": 2e-4, "steps": 1500, "schedules": ["none", "1000/k", *CONSTANT], "sgd": []},
     cells=cells,
