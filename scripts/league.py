@@ -15,6 +15,7 @@ from typing import Any
 
 from winnow.compare import league
 from winnow.compare.command import ours
+from winnow.compare.study import FORMAT
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "league.md"
@@ -28,8 +29,9 @@ AUTO = """Mean test accuracy in % over {tasks}, {seeds} splits each; rates are f
 a dash: some diverged. For single weights `--how auto` and `recipes.auto` take a gate of depth 2, by the mean rank above over
 all densities and by this table under AdamW (under SGD masking is ahead of it here); for whole units a gate of depth 3, which
 nothing here speaks for or against. The rate stays yours: under AdamW three times the dense one is better here for most."""
-TODAY, OLD = 4, (
-    " Made under earlier rules, which tuned at one density; to be made again."
+OLD = (
+    " Made under earlier rules: one number of each method (Winnow's `pull`, not the learning rate), tuned on one seed at one\n"
+    "  density, and the masks of random mask and RigL drawn with the random numbers of the initial weights. To be made again."
 )
 WORDS = {"elements": "Single weights", "channels": "Whole units"}
 WHAT = {
@@ -186,7 +188,7 @@ def _made(folder: Path, record: dict[str, Any]) -> str:
     return (
         f"- `{record['command']}` ([record](../{folder.relative_to(ROOT)}/run.json)): {len(record['rows'])} trainings, "
         f"{failed} failed, {seconds / 3600:.1f} hours of training added up, {ran['processor']}, {ran['cores']} cores, "
-        f"torch {ran['versions']['torch']}." + OLD * (record["plan"]["format"] < TODAY)
+        f"torch {ran['versions']['torch']}." + OLD * (record["plan"]["format"] < FORMAT)
     )
 
 

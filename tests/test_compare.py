@@ -330,6 +330,17 @@ def test_level_is_within_one_standard_deviation():
     assert not league.level(league.Entry("t", "d", 0.1, [90.9], 0.1, 1), a)
 
 
+def test_a_loss_is_shown_as_one():
+    assert str(league.Entry("t", "a", 0.1, [-1.5, -1.6], 0.1, 0)) == "1.5500 ± 0.0707"
+    assert str(league.Entry("t", "a", 0.1, [90.0], 0.1, 0)) == "90.00"
+
+
+def test_a_storage_that_cannot_be_opened_is_told_without_its_password(optuna):
+    with pytest.raises(WinnowError, match="storage cannot be opened") as told:
+        open_study("nosuchdatabase://user:secret@nowhere/study")
+    assert "secret" not in str(told.value)
+
+
 def test_what_failed_wins_nothing():
     good, part, none = (league.Entry("t", name, 0.1, scores, 0.1, failed) for name, scores, failed in
                         (("good", [90.0, 91.0, 92.0], 0), ("part", [95.0], 2), ("none", [], 3)))  # fmt: skip

@@ -422,6 +422,9 @@ def test_compact_measure_and_export_a_run(channels_run: tuple[Any, Path], tmp_pa
     done = winnow("measure", folder, "--seconds", 0.05)
     assert done.exit_code == 0, done.stderr
     assert "faster" in done.stdout
+    for words in ([], ["--dynamic-batch"]):
+        assert winnow("export", folder, "--out", tmp_path / "small.pt2", *words).exit_code == 0
+        assert bool(torch.export.load(tmp_path / "small.pt2").range_constraints) == bool(words)
     done = winnow("export", folder, "--out", tmp_path / "small.onnx")
     assert done.exit_code == 0, done.stderr
     assert "read back" in done.stdout

@@ -95,13 +95,14 @@ def test_a_batch_needs_a_first_dimension(tmp_path):
         winnow.export(zoo.mlp(), tmp_path / "x.onnx", torch.tensor(1.0), dynamic_batch=True)
 
 
-def test_a_file_that_computes_otherwise_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("shape", ["same", "other"])
+def test_a_file_that_computes_otherwise_is_refused(tmp_path, monkeypatch, shape):
     model, example = zoo.build("MLP")
     real = torch.export.export
 
     def wrong(module, *args, **kwargs):
         other = zoo.build("MLP", seed=9)[0]
-        return real(other, *args, **kwargs)
+        return real(other if shape == "same" else nn.Sequential(other, nn.ZeroPad1d(1)), *args, **kwargs)
 
     monkeypatch.setattr(torch.export, "export", wrong)
     with pytest.raises(FileError, match="read back and its outputs differ"):

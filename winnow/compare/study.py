@@ -43,7 +43,13 @@ def storage_of(where: str) -> Any:
         raise WinnowError('comparisons need their extra: pip install "torch-winnow[compare]"') from missing
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if "://" in where:
-        return RDBStorage(where)
+        try:
+            return RDBStorage(where)
+        except Exception as error:  # whatever the database and its driver raise; the address may hold a password
+            said = str(error).strip().splitlines() or [""]
+            raise WinnowError(
+                f"the comparison's storage cannot be opened: {type(error).__name__}: {said[0]}"
+            ) from error
     Path(where).mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(str(Path(where) / JOURNAL)))
 

@@ -128,7 +128,7 @@ def read(folder: Path | str) -> list[Run]:
     Raises `WinnowError`: it is none, is damaged, or comes from a newer Winnow.
     """
     if "://" in str(folder):
-        return _comparison(Path(str(folder)), record_of(str(folder)))
+        return _comparison(Path(Path(str(folder)).name), record_of(str(folder)))  # the address may hold a password
     folder = Path(folder)
     path = folder / "run.json"
     if not path.exists() and (folder / JOURNAL).exists():
