@@ -25,7 +25,7 @@ from winnow.compare.ours import toward
 from winnow.compare.plan import Plan
 from winnow.compare.rivals import RigL, erdos_renyi
 from winnow.compare.structured import GroupLasso
-from winnow.compare.study import begin, open_study, rows, work
+from winnow.compare.study import begin, open_study, rows, shown, work
 from winnow.errors import WinnowError
 from winnow.jobs.data import Examples, Text
 
@@ -333,6 +333,11 @@ def test_level_is_within_one_standard_deviation():
 def test_a_loss_is_shown_as_one():
     assert str(league.Entry("t", "a", 0.1, [-1.5, -1.6], 0.1, 0)) == "1.5500 ± 0.0707"
     assert str(league.Entry("t", "a", 0.1, [90.0], 0.1, 0)) == "90.00"
+
+
+def test_messages_name_a_database_without_its_password(optuna, tmp_path):
+    assert shown("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert shown(str(tmp_path)) == str(tmp_path)
 
 
 def test_a_storage_that_cannot_be_opened_is_told_without_its_password(optuna):

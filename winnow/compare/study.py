@@ -54,6 +54,15 @@ def storage_of(where: str) -> Any:
     return JournalStorage(JournalFileBackend(str(Path(where) / JOURNAL)))
 
 
+def shown(where: str) -> str:
+    """How messages name a storage: a folder as it is, a database without its password."""
+    if "://" not in where:
+        return where
+    from sqlalchemy.engine import make_url
+
+    return make_url(where).render_as_string(hide_password=True)
+
+
 def begin(where: str, plan: Plan) -> Any:
     """The study with all its jobs, made, or found as it was left; jobs of workers that died are queued again.
 
@@ -71,14 +80,14 @@ def begin(where: str, plan: Plan) -> Any:
     _readable(where, stored)
     if stored is not None and stored["format"] < FORMAT:
         raise WinnowError(
-            f"{where} holds a comparison of format {stored['format']}, which can be read (winnow report) but not gone on "
-            "with: choose another --out"
+            f"{shown(where)} holds a comparison of format {stored['format']}, which can be read (winnow report) but not gone "
+            "on with: choose another --out"
         )
     if stored is None:
         study.set_user_attr("plan", asked)
         study.set_user_attr("environment", environment())
     elif stored != asked:
-        raise WinnowError(f"{where} holds another comparison ({stored}): choose another --out, or remove it")
+        raise WinnowError(f"{shown(where)} holds another comparison ({stored}): choose another --out, or remove it")
     _revive(study)
     known = {_key(trial.user_attrs["cell"]) for trial in _trials(study, "COMPLETE", "WAITING", "RUNNING")}
     for cell in plan.cells():
@@ -102,12 +111,12 @@ def open_study(where: str) -> Any:
     import optuna
 
     if "://" not in where and not (Path(where) / JOURNAL).exists():
-        raise WinnowError(f"{where} holds no comparison: begin one with `winnow compare`")
+        raise WinnowError(f"{shown(where)} holds no comparison: begin one with `winnow compare`")
     try:
         study = optuna.load_study(storage=storage_of(where), study_name=NAME)
         _readable(where, study.user_attrs["plan"])
     except KeyError as error:
-        raise WinnowError(f"{where} holds no comparison: begin one with `winnow compare`") from error
+        raise WinnowError(f"{shown(where)} holds no comparison: begin one with `winnow compare`") from error
     return study
 
 
@@ -118,7 +127,9 @@ def plan_of(study: Any) -> Row:
 
 def _readable(where: str, plan: Row | None) -> None:
     if plan is not None and plan["format"] > FORMAT:
-        raise WinnowError(f"{where} has format {plan['format']}, newer than this Winnow reads ({FORMAT}); upgrade it")
+        raise WinnowError(
+            f"{shown(where)} has format {plan['format']}, newer than this Winnow reads ({FORMAT}); upgrade it"
+        )
 
 
 def work(where: str, run: Callable[[Row, Row, Alive], Row], news: News = lambda *_: None) -> None:
