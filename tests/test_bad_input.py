@@ -367,7 +367,7 @@ def test_a_checkpoint_of_another_optimizer_or_a_damaged_one():
         trial.optimizer.load_state_dict(damaged)
     two = copy.deepcopy(state)
     two["param_groups"] = [{**two["param_groups"][0], "params": [0, 1]}, {**two["param_groups"][0], "params": [2, 3]}]
-    with pytest.raises(ValueError, match="parameter groups"):
+    with pytest.raises(CheckpointError, match="holds 4 parameters in groups of 2, 2 and this one 4 parameters; build"):
         trial.optimizer.load_state_dict(two)
     same(picture(trial.model, trial.optimizer), before)
     trial.optimizer.load_state_dict(state)

@@ -62,15 +62,23 @@ def shelves(state_dict: Mapping[str, Any], lanes: Sequence[Lane], optimizer: Opt
 
 def _keys(saved: Mapping[str, Any], lanes: Sequence[Lane], optimizer: Optimizer) -> list[Any]:
     """The key of each lane's weight in a checkpoint."""
-    keys = [key for group in saved["param_groups"] for key in group["params"]]
-    params = [theta for group in optimizer.param_groups for theta in group["params"]]
-    if len(keys) != len(params):
+    sizes, now = (
+        [len(group["params"]) for group in groups] for groups in (saved["param_groups"], optimizer.param_groups)
+    )
+    if sizes != now:
         raise CheckpointError(
-            f"the checkpoint's optimizer holds {len(keys)} parameters and this one {len(params)}; build the "
+            f"the checkpoint's optimizer holds {_words(sizes)} and this one {_words(now)}; build the "
             "optimizer as it was when the checkpoint was saved"
         )
+    keys = [key for group in saved["param_groups"] for key in group["params"]]
+    params = [theta for group in optimizer.param_groups for theta in group["params"]]
     key_of = {id(theta): key for key, theta in zip(keys, params, strict=True)}
     return [key_of[id(lane.site.anchor)] for lane in lanes]
+
+
+def _words(sizes: Sequence[int]) -> str:
+    groups = f" in groups of {', '.join(map(str, sizes))}" if len(sizes) > 1 else ""
+    return f"{sum(sizes)} parameters{groups}"
 
 
 def _placed(value: Any, device: torch.device) -> Any:
