@@ -141,10 +141,11 @@ def table(record: dict[str, Any]) -> Any:
         if side:
             shown.add_column(name, justify="right")
     sides = [side for side in (dense, sparse) if side]
-    for label, cell in _quantities(record.get("by_loss", record["data"]["name"] == "shakespeare")):
+    smaller = record.get("smaller")
+    by_loss = record.get("by_loss", record["data"]["name"] == "shakespeare")
+    for label, cell in _quantities(by_loss, zeros=not smaller):
         shown.add_row(label, *(cell(side) for side in sides))
     if sparse:
-        smaller = record.get("smaller")
         for label, value in [*_sparse_rows(record), *(shrink.rows(smaller) if smaller else [])]:
             shown.add_row(label, *([""] if dense else []), value)
         solved = sparse["certificate"]["words"] if sparse["certificate"] else "none, interrupted"
@@ -152,20 +153,19 @@ def table(record: dict[str, Any]) -> Any:
     return shown
 
 
-def _quantities(text: bool) -> list[tuple[str, Any]]:
+def _quantities(by_loss: bool, zeros: bool) -> list[tuple[str, Any]]:
+    """Label and cell of each line about both sides; `zeros`: of how many parameters are nonzero, too, which would mislead
+    beside a smaller model, as weights that read from dead units still count there."""
     judged = (
         [("validation loss (nats/character)", lambda side: f"{side['loss']:.4f}")]
-        if text
+        if by_loss
         else [
             ("test accuracy", lambda side: f"{100 * side['accuracy']:.2f} %"),
             ("test error", lambda side: f"{100 * side['error']:.2f} %"),
         ]
     )
-    return [
-        *judged,
-        ("parameters, nonzero / all", lambda side: f"{side['nonzero']:,} / {side['parameters']:,}"),
-        ("seconds", lambda side: f"{side['seconds']:.1f}"),
-    ]
+    counted = [("parameters, nonzero / all", lambda side: f"{side['nonzero']:,} / {side['parameters']:,}")]
+    return [*judged, *(counted if zeros else []), ("seconds", lambda side: f"{side['seconds']:.1f}")]
 
 
 def _sparse_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
