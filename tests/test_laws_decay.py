@@ -17,8 +17,9 @@ import winnow
 from winnow import MCP, SCAD, Columns, Decay, Dropout, Elements, Expected, Fair, Gating, Log2Sum, LogSum, Lp, Rows
 from winnow.errors import AttachError, PenaltyError
 from winnow.penalties import HardConcrete, Scaled, Standout, VariationalDropout
-from winnow.routes.base import Moment, Site
+from winnow.routes.base import Site
 from winnow.routes.decay import DecayLane, shrinkage
+from winnow.routes.moment import Moment
 
 EPS = torch.finfo(torch.float64).eps
 PENALTIES = [

@@ -19,6 +19,7 @@ LAYERS = [
     ["files", "export", "measure"],
     ["runtime", "curve"],
     ["factors"],
+    ["routes.moment"],
     ["routes.base"],
     ["routes.factored"],
     ["routes.decay", "routes.dropout", "routes.gating", "routes.hyperbolic", "routes.masking", "routes.variational"],

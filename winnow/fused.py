@@ -21,7 +21,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from winnow.errors import AttachError, warn
 from winnow.groups import Groups, Split
-from winnow.routes.base import Lane, Moment, Motion
+from winnow.routes.base import Lane, Motion
+from winnow.routes.moment import Moment
 
 WORTH = 2_000_000
 """Penalised weights from which compiling, tens of seconds once, is repaid within a few thousand steps."""

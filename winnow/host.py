@@ -21,8 +21,9 @@ from winnow import checkpoint
 from winnow.checkpoint import KEY
 from winnow.errors import AttachError, GradientError, warn
 from winnow.fused import Fused
-from winnow.routes.base import Lane, Moment, WeightLane, flow_rate, ridge_of
+from winnow.routes.base import Lane, WeightLane
 from winnow.routes.factored import FactoredLane
+from winnow.routes.moment import Moment, flow_rate, ridge_of
 from winnow.schedules import Clock
 from winnow.stage import Stage
 from winnow.watch import check_finite

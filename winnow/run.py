@@ -18,8 +18,9 @@ from winnow.cut import smallest, whole
 from winnow.errors import AttachError, ScheduleError, warn
 from winnow.fused import Fused
 from winnow.host import Host
-from winnow.routes.base import Lane, Route, WeightLane, group_of, ridge_of
+from winnow.routes.base import Lane, Route, WeightLane
 from winnow.routes.masking import rebalance
+from winnow.routes.moment import group_of, ridge_of
 from winnow.schedules import Clock, Constant, Schedule
 from winnow.sites import Where, find_sites
 from winnow.units import ATTACHED

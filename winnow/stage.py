@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from winnow.checkpoint import KEY
-from winnow.routes.base import Lane, Moment
+from winnow.routes.base import Lane
+from winnow.routes.moment import Moment
 
 
 @final

@@ -18,7 +18,8 @@ from winnow.errors import AttachError, PenaltyError
 from winnow.groups import Split
 from winnow.penalties import Lp, Penalty
 from winnow.penalties.base import require_penalty
-from winnow.routes.base import UNDERFLOW, Lane, Moment, Motion, Move, Route, Site, WeightLane
+from winnow.routes.base import UNDERFLOW, Lane, Motion, Move, Route, Site, WeightLane
+from winnow.routes.moment import Moment
 
 
 @final

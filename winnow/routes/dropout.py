@@ -21,7 +21,8 @@ from winnow.errors import PenaltyError, warn
 from winnow.noise import ForwardNoise
 from winnow.penalties import Penalty
 from winnow.penalties.base import require_penalty
-from winnow.routes.base import Lane, Moment, Route, Site, WeightLane
+from winnow.routes.base import Lane, Route, Site, WeightLane
+from winnow.routes.moment import Moment
 
 
 class Mask(ABC):

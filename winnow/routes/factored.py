@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from winnow.factors import Factorisation
 from winnow.groups import Split
-from winnow.routes.base import UNDERFLOW, Lane, Moment, Motion, Move, Site, erase
+from winnow.routes.base import UNDERFLOW, Lane, Motion, Move, Site, erase
+from winnow.routes.moment import Moment
 
 
 @final

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from winnow.errors import AttachError, PenaltyError
 from winnow.penalties import Fair, Lp, Penalty
-from winnow.routes.base import Lane, Moment, Route, Site, WeightLane
+from winnow.routes.base import Lane, Route, Site, WeightLane
+from winnow.routes.moment import Moment
 
 LIMIT = 5.0
 """Largest exponent in size, as in the authors' code: a noisy gradient must not multiply a weight by more than e⁵."""

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from winnow.errors import AttachError, PenaltyError, warn
 from winnow.noise import ForwardNoise
 from winnow.penalties import VariationalDropout, VariationalDropoutFit
-from winnow.routes.base import Lane, Moment, Route, Site, WeightLane, erase
+from winnow.routes.base import Lane, Route, Site, WeightLane, erase
+from winnow.routes.moment import Moment
 
 LIMIT = 10.0
 """|log σ| (additive) or |log a| (multiplicative) go no further: a weight without gradient would drift for ever."""

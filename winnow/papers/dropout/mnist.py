@@ -101,7 +101,7 @@ def _ours(model: nn.Module, keep: float, recipe: Settings, settings: Settings, s
     ridge = {
         "params": weights,
         "weight_decay": recipe["l2"],
-    }  # keeps the survivors from overfitting, as on a dense network
+    }  # keeps the survivors from overfitting, as in a dense network
     optimizer = torch.optim.SGD([ridge, {"params": biases}], recipe["lr"], momentum=0.9)
     how, when = winnow.Gating(depth=recipe["depth"]), winnow.Toward(density=keep, steps=steps)
     run = winnow.attach(model, optimizer, how=how, where=winnow.Elements(), when=when, fused=settings["fused"])
