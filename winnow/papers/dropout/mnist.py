@@ -98,10 +98,7 @@ def split(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ours(model: nn.Module, keep: float, recipe: Settings, settings: Settings, steps: int) -> Task:
     weights, biases = weights_of(model), [theta for theta in model.parameters() if theta.dim() == 1]
-    ridge = {
-        "params": weights,
-        "weight_decay": recipe["l2"],
-    }  # keeps the survivors from overfitting, as in a dense network
+    ridge = {"params": weights, "weight_decay": recipe["l2"]}  # keeps what survives from overfitting, as in dense
     optimizer = torch.optim.SGD([ridge, {"params": biases}], recipe["lr"], momentum=0.9)
     how, when = winnow.Gating(depth=recipe["depth"]), winnow.Toward(density=keep, steps=steps)
     run = winnow.attach(model, optimizer, how=how, where=winnow.Elements(), when=when, fused=settings["fused"])
