@@ -151,7 +151,7 @@ def draw(rows: list[Row], settings: Settings) -> Any:
 
 
 def table(rows: list[Row], settings: Settings) -> Table:
-    shown = [k for k in (0, 5, 10, 14, 18, 22, 24) if k < settings["cycles"]]
+    shown = [k for k in (0, 5, 10, 14, 18, 22, 25, 29) if k < settings["cycles"]]
     lines = []
     for method in METHODS:
         found = among(rows, method=method)
@@ -167,8 +167,8 @@ FULL = {
     "batch": 256,
     "warm": 1,
     "epochs": 5,
-    "cycles": 25,
-    "dose": 2.0,
+    "cycles": 30,
+    "dose": 0.2,
 }
 EXPERIMENT = Experiment(
     name="pilot-iterative",
@@ -176,9 +176,11 @@ EXPERIMENT = Experiment(
     title="Iterative removal with and without PILoT",
     claims=(better_with_rewound_rates, near_with_rewound_weights, sparsest_tickets, gain_in_the_tail),
     differs="LeNet-300-100 on Fashion-MNIST in place of ResNets on CIFAR, 5 epochs per cycle instead of 150, one warm-up "
-    "epoch; 25 cycles keeping 0.8, global magnitude, rate 0.1 for the plain weights and 0.2 for m ⊙ v, as "
-    "published. A cycle's dose is Λ = 2 (published: α = 1e-4, Λ ≈ 6); with learning-rate rewinding the factors go "
-    "on from cycle to cycle, with weight rewinding they begin anew with gap 1. 2 seeds.",
+    "epoch; 30 cycles keeping 0.8, global magnitude, rate 0.1 for the plain weights and 0.2 for m ⊙ v, as "
+    "published. A cycle's dose is Λ = 0.2: the published strength (α = 1e-4, Λ ≈ 6 over 150 epochs) for as many epochs as "
+    "here. Ten times as much was tried first: it cost 2.4 points in the first cycle already, and kept accuracy at 86.3 % "
+    "down to the 25th. With learning-rate rewinding the factors go on from cycle to cycle, with weight rewinding they "
+    "begin anew with gap 1. 2 seeds.",
     full=FULL,
     quick=FULL | {"data": "digits", "hidden": [64, 32], "batch": 32, "epochs": 2, "cycles": 6, "dose": 0.3},
     cells=cells,
