@@ -103,8 +103,7 @@ class Census:
     @torch.no_grad()
     def dead(self, lane: Lane, strength: float | None, threshold: float | None = None) -> Tensor:
         """One weight's groups at or below the threshold, gate-shaped, whole on every rank."""
-        if strength is None:
-            lane.site.gather()
+        lane.site.gather()  # somebody may have written to the model, as load_state_dict does
         norm = whole(lane.site.groups.norm(lane.site.theta.detach()))
         dead = norm <= (self.threshold if threshold is None else threshold)
         return dead if strength is None else dead | whole(lane.doomed(strength))

@@ -91,10 +91,19 @@ def load(folder: str | os.PathLike[str], make_model: Callable[[], nn.Module]) ->
     else:
         _fit(model, {**tensors, **{a: tensors[b] for a, b in structure["tied"].items()}}, folder)
     try:
-        model.load_state_dict({**tensors, **{a: tensors[b] for a, b in structure["tied"].items()}})
+        saved = {**tensors, **{a: tensors[b] for a, b in structure["tied"].items()}}
+        _cast(model, saved)
+        model.load_state_dict(saved)
     except RuntimeError as error:
         raise FileError(f"{folder} does not fit {type(model).__name__}: {error}") from error
     return model.eval()
+
+
+def _cast(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Each parameter and buffer in the dtype it was saved with, so that nothing is rounded."""
+    for name, theta in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+        if name in saved and theta.dtype != saved[name].dtype:
+            theta.data = theta.data.to(saved[name].dtype)
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from winnow.errors import AttachError, GradientError, warn
 from winnow.fused import Fused
 from winnow.routes.base import Lane, WeightLane
 from winnow.routes.factored import FactoredLane
-from winnow.routes.moment import Moment, flow_rate, ridge_of
+from winnow.routes.moment import ENTRYWISE, Moment, flow_rate, ridge_of
 from winnow.schedules import Clock
 from winnow.stage import Stage
 from winnow.watch import check_finite
@@ -52,7 +52,10 @@ class Host:
         self._versions: dict[int, int] = {}
         self._active: list[tuple[Lane, Moment]] = []
         self._fused: list[tuple[Lane, Moment]] = []
+        self._dead: list[tuple[Lane, Tensor]] = []
         self._incoming: Mapping[str, Any] | None = None
+        self._overwritten: dict[str, int] = {}
+        """Names of weights that differed from the checkpoint's factors, and their version right after it was loaded."""
         self._handles: list[Any] = []
 
     # ---- what is kept where ------------------------------------------------------------------------------------
@@ -168,6 +171,7 @@ class Host:
     @torch.no_grad()
     def _begin(self) -> None:
         optimizer = self.optimizer
+        self._compare()
         scale = getattr(optimizer, "grad_scale", None)
         self._active, self._fused = [], []
         for lane in self.lanes:
@@ -186,6 +190,8 @@ class Host:
         if getattr(optimizer, "found_inf", None) is None:  # else the gradient scaler has looked
             check_finite([lane for lane, _ in (*self._active, *self._fused)], self.record["step"])
         self.look([lane for lane, _ in (*self._active, *self._fused)], self.record["step"])
+        factored = [] if isinstance(optimizer, ENTRYWISE) else [x for x in self.lanes if isinstance(x, FactoredLane)]
+        self._dead = [(lane, gone(lane)) for lane in factored]
         grads = [(lane, moment, lane.site.theta.grad) for lane, moment in self._active]
         for lane, moment in self._active:
             lane.before(moment)
@@ -206,12 +212,24 @@ class Host:
                 self.fused.step(lane, moment, self.state(lane))
             for lane, moment in self._active:
                 lane.after(moment, self.state(lane))
+            for lane, dead in self._dead:
+                lane.zero(dead, self.state(lane))
             for lane in self.lanes:
                 self._hold_zeros(lane)
                 lane.site.scatter()
             self.advance(self)
             for lane, _ in (*self._active, *self._fused):  # the others' changes, if any, are still to be noticed
                 self._versions[id(lane)] = lane.site.version
+
+    def _compare(self) -> None:
+        """After a checkpoint was loaded: was the model's state_dict loaded as well, before or since?"""
+        left = [lane.site for lane in self.lanes if self._overwritten.get(lane.site.name) == lane.site.version]
+        self._overwritten = {}
+        if left:
+            warn(
+                f"the optimizer's checkpoint held other weights than the model for {left[0].name!r} and {len(left) - 1} more, "
+                "which are the checkpoint's now; everything else is the model's. Load model.state_dict() of the same moment too"
+            )
 
     def _notice_change(self, lane: Lane) -> None:
         """Weights written by somebody else since the last push: start the factors again from what is there now."""
@@ -228,7 +246,7 @@ class Host:
             lane.restart()
 
     def _hold_zeros(self, lane: Lane) -> None:
-        """Frozen zeros of a weight that steps itself (a product of zero factors holds by itself)."""
+        """Frozen zeros of a weight that steps itself (a product of zero factors holds by itself, entry by entry)."""
         alive = self.optimizer.state.get(lane.site.anchor, {}).get(KEY, {}).get("alive")
         if alive is not None:
             lane.site.groups.split(lane.site.theta).mul_(alive)
@@ -253,5 +271,11 @@ class Host:
             self.stage.shelve(lane, shelf)
             if isinstance(lane, FactoredLane) and not lane.agrees():  # else to the last bit what was saved with it
                 lane.push()
+                self._overwritten[lane.site.name] = lane.site.version
             self._versions[id(lane)] = lane.site.version
             lane.open(self.moment(lane))
+
+
+def gone(lane: Lane) -> Tensor:
+    """The groups of a lane that are zero, gate-shaped."""
+    return lane.site.groups.norm(lane.site.theta.detach()) == 0

@@ -216,6 +216,7 @@ class Run:
                 f"threshold must be a norm, finite and >= 0, got {threshold}; None takes float resolution"
             )
         target = self.schedule.target
+        self.watch.replaced([lane.site for lane in self._lanes])
         if target is not None and not self._host.frozen:
             warn(
                 f"settled at step {self.clock.step}, before {self.schedule} froze the zeros: cut to {target:g} by norm "
@@ -250,6 +251,8 @@ class Run:
         self._must_be_open("cut")
         if not 0 < density <= 1:
             raise ScheduleError(f"density must lie in (0, 1], got {density}; 0.1 keeps a tenth of the weights")
+        for lane in self._lanes:
+            lane.site.gather()
         for lane, dead in zip(self._lanes, smallest(self._lanes, density, self._census.spending), strict=True):
             local = as_local(lane, dead)
             lane.zero(local, self._host.state(lane))

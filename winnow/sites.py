@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from winnow.counts import Count, Spending
-from winnow.errors import AttachError, GroupError
+from winnow.errors import AttachError, GroupError, warn
 from winnow.groups import Grouping, Groups, Rows
 from winnow.routes.base import Share, Site
 from winnow.trace import Example
@@ -59,11 +59,18 @@ def find_sites(model: nn.Module, optimizer: Optimizer, where: Where) -> tuple[li
     if isinstance(where, Channels):
         return _unit_sites(model, optimizer, where, held, owners)
     if isinstance(where, Grouping):
-        chosen = {theta: where for theta in names if theta.ndim >= 2 and theta.requires_grad and id(theta) in held}
+        wide = [theta for theta in names if theta.ndim >= 2 and theta.requires_grad]
+        chosen = {theta: where for theta in wide if id(theta) in held}
         if not chosen:
             raise AttachError(
                 "no trainable weight of two or more dimensions is held by the optimizer; "
                 "build the optimizer from this model's parameters, or name the weights with where={pattern: grouping}"
+            )
+        if len(chosen) < len(wide):
+            left = [names[theta][0] for theta in wide if theta not in chosen]
+            warn(
+                f"{len(left)} of {len(wide)} trainable weights are not held by this optimizer and stay dense: "
+                f"{', '.join(left[:3])}{', …' if len(left) > 3 else ''}. Densities are of the others"
             )
     elif isinstance(where, Mapping) and where:
         chosen = _match(names, where)

@@ -80,6 +80,19 @@ class Watch:
                 "Penalise the affine weight behind the normalisation instead: where=Channels(example) does, for whole units",
             )
 
+    def replaced(self, sites: Sequence[Site]) -> None:
+        """Weights that are in the model no more."""
+        held = [(s.name, x.weight, x.owners) for s in sites for x in s.shares] or [
+            (s.name, s.theta, s.owners) for s in sites
+        ]
+        names = [name for name, theta, owners in held if any(getattr(m, a, None) is not theta for m, a in owners)]
+        if names:
+            self.say(
+                "replaced",
+                f"{_some(names)}: the model has another tensor there than the one that was attached and trained (a parameter "
+                "set anew, or load_state_dict(assign=True)); this run cannot touch it. Copy into it instead",
+            )
+
     def layers(self, rows: Sequence[tuple[str, int, int]], step: int, target: float | None) -> None:
         """(name, groups alive, groups) per weight, now and then."""
         gone = [name for name, alive, _ in rows if alive == 0]

@@ -46,6 +46,15 @@ class Examples:
     def __post_init__(self) -> None:
         """Raises `WinnowError` for parts that do not fit together."""
         for part, x, y in (("training", self.x, self.y), ("test", self.test_x, self.test_y)):
+            if y.dtype != torch.int64 or y.dim() != 1:
+                raise WinnowError(
+                    f"{self.name}: labels of the {part} part must be (n,) int64, got {tuple(y.shape)} {y.dtype}; the command "
+                    "line trains classifiers. For anything else, as a regression, attach Winnow to a loop of your own"
+                )
+            if x.dtype == torch.float64:
+                raise WinnowError(
+                    f"{self.name}: x of the {part} part is float64 and models are float32; give x.float()"
+                )
             if len(x) != len(y) or not len(x):
                 raise WinnowError(f"{self.name}: the {part} part has {len(x)} examples and {len(y)} labels")
             if int(y.min()) < 0 or int(y.max()) >= self.classes:

@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Callable, Container
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -107,6 +108,7 @@ class Options:
         self._check_pairs()
         filled = dataclasses.replace(
             self,
+            task=self.task and str(Path(self.task).resolve()),
             keep=self.keep if given else 0.1,
             optimizer=optimizer,
             lr=preset.lr[optimizer] if self.lr is None else self.lr,

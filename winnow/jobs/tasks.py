@@ -45,6 +45,17 @@ class Task:
     width: int | None = None
     by_loss: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises `WinnowError` for fields of the wrong kind."""
+        wrong = [f"{k} = {getattr(self, k)!r}" for k in ("epochs", "batch") if type(getattr(self, k)) is not int]
+        if not isinstance(self.lr, Mapping) or self.optimizer not in self.lr:
+            wrong.append(f"lr = {self.lr!r}, optimizer = {self.optimizer!r}")
+        if wrong:
+            raise WinnowError(
+                f"task {self.name!r}: {'; '.join(wrong)}. epochs and batch are whole numbers, lr names a rate for each "
+                'optimizer, as {"sgd": 0.1, "adamw": 1e-3}, that of the default optimizer at least'
+            )
+
 
 def _dense(first: int = 300, second: int = 100) -> Callable[[Any, int | None], nn.Module]:
     return lambda data, _width: LeNet300100(data.x.shape[1], data.classes, hidden=(first, second))

@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor
-from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop
+from torch.optim import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 
 from winnow.errors import AttachError
 
@@ -46,6 +60,10 @@ def flow_rate(group: Mapping[str, Any]) -> float:
 
 COUPLED = (SGD, Adam, NAdam, RAdam, Adamax, RMSprop, Adagrad, Adadelta, ASGD)
 """Optimizers whose `weight_decay` is added to the gradient, unless a group says otherwise."""
+
+
+ENTRYWISE = (*COUPLED, AdamW, Adafactor, Rprop)
+"""Optimizers that leave alone an entry whose value, gradient and memory are zero; Muon, which mixes entries, does not."""
 
 
 def ridge_of(optimizer: Optimizer, group: Mapping[str, Any]) -> float:

@@ -52,7 +52,7 @@ class Toward(Schedule):
         if self.last - self.begin * self.steps < FEW:
             warn(
                 f"Toward has {self.last - round(self.begin * self.steps)} optimizer steps to choose what stays; "
-                f"steps={self.steps} is the number of minibatches of the whole training, not of epochs"
+                f"steps={self.steps} is the number of optimizer steps of the whole training, not of epochs"
             )
         nonnegative("pull", self.pull)
         nonnegative("dose", self.dose)

@@ -84,6 +84,11 @@ def graph_of(model: nn.Module, example: Example, free: bool = False) -> fx.Graph
             except Exception as error:  # the second try's message is the simpler one
                 problem = error
     text = _first_line(problem)
+    if "Cache" in text:
+        text += (
+            ". A cache of keys and values is in the way: set model.config.use_cache = False, or give use_cache=False "
+            "with the example"
+        )
     raise TraceError(
         f"torch.export cannot read {type(model).__name__}: {text}. Control flow must not depend on the data, and custom "
         "autograd functions must be operators that torch.export knows; compact the part of the model that can be read"
