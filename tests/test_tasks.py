@@ -147,7 +147,8 @@ def test_damaged_data_are_named(monkeypatch, tmp_path):
 LAYER = "nn.Linear(64, 24)"
 FAILS = {
     "data": ('load("digits", say=say)', "1 / 0", "the task mine broke: ZeroDivisionError: .*task.py, line"),
-    "model": (LAYER, "nn.Linear('64', 24)", "the model of mine broke: TypeError"),
+    "model": (LAYER, "nn.Linear('64', 24)", r"the model of mine broke: TypeError: .*task\.py, line"),
+    "no data": ('load("digits", say=say)', "None", r"task\.py: load\(say\) must return the data, as Examples"),
     "forward": (LAYER, "nn.Linear(65, 24)", "training broke: RuntimeError: .* cannot be multiplied"),
 }
 

@@ -5,7 +5,9 @@ A task of your own is a file that defines `TASK = Task(…)`: `winnow train --ta
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -134,6 +136,10 @@ def find(name: str, file: str | None = None) -> Task:
     return task
 
 
+LIBRARIES = re.compile(r"[/\\](torch|winnow|site-packages)[/\\]|<frozen")
+"""Files that are not the user's: an error is told by the last line of theirs, where there is one."""
+
+
 @contextmanager
 def others_code(what: str) -> Iterator[None]:
     """Whatever a user's code raises inside becomes a `WinnowError` that says where, and keeps the cause."""
@@ -142,7 +148,8 @@ def others_code(what: str) -> Iterator[None]:
     except WinnowError:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        last = next((f for f in reversed(frames) if not LIBRARIES.search(f.filename)), frames[-1])
         raise WinnowError(
             f"{what} broke: {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
         ) from error
@@ -163,4 +170,24 @@ def read(path: Path) -> Task:
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
         raise WinnowError(f"{path} defines no TASK = winnow.jobs.tasks.Task(…), but {type(task).__name__}")
-    return task
+    return dataclasses.replace(task, load=_load_of(task, path), model=_model_of(task, path))
+
+
+def _load_of(task: Task, path: Path) -> Callable[[Say], Data]:
+    def load(say: Say) -> Data:
+        data = task.load(say)
+        if not hasattr(data, "batches"):
+            raise WinnowError(f"{path}: load(say) must return the data, as Examples(…), got {type(data).__name__}")
+        return data
+
+    return load
+
+
+def _model_of(task: Task, path: Path) -> Callable[[Any, int | None], nn.Module]:
+    def model(data: Any, width: int | None) -> nn.Module:
+        made = task.model(data, width)
+        if not isinstance(made, nn.Module):
+            raise WinnowError(f"{path}: model(data, width) must return a torch.nn.Module, got {type(made).__name__}")
+        return made
+
+    return model
