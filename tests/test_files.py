@@ -129,6 +129,13 @@ def test_another_model(make, says, folder):
         winnow.load(folder, make)
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "compile"])
+def test_a_wrapped_model_is_saved_as_what_it_wraps(wrap, tmp_path):
+    model = zoo.mlp()
+    again = winnow.load(winnow.save(wrap(model), tmp_path / "small"), zoo.mlp)
+    assert again.state_dict().keys() == model.state_dict().keys()
+
+
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileError, match="holds other things"):

@@ -39,6 +39,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, compress: bool = F
     folder = Path(folder)
     if not isinstance(model, nn.Module):
         raise FileError(f"save takes a model, as the structure is kept with the tensors, got {type(model).__name__}")
+    model = _bare(model)
     if folder.is_file():
         raise FileError(f"{folder} is a file; save writes a folder: choose another name")
     local = next((name for name, module in model.named_modules() if not getattr(module, "portable", True)), None)
@@ -107,6 +108,14 @@ def _cast(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel, DDP and torch.compile, whose names for its tensors are others."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return _bare(model.module)
+    compiled = model._modules.get("_orig_mod")
+    return model if compiled is None else _bare(compiled)
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
