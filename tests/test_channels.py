@@ -178,6 +178,29 @@ def test_the_masks_of_a_unit_agree():
     assert len({tuple(r[0].tolist()) for r in ratios}) > 5
 
 
+@pytest.mark.parametrize("count", [None, winnow.Parameters()], ids=["entries", "parameters"])
+def test_some_layers_alone(count):
+    """What `only` leaves out stays whole, and counts as it should."""
+    model, example = zoo.build("nanoGPT")
+    every = find_units(model, example)
+    opt = OPTIMIZERS["sgd"](model.parameters())
+    where = Channels(example, count=count, only=["*mlp*"])
+    run = winnow.attach(model, opt, how=Gating(depth=3), where=where, when=Toward(density=0.8, steps=30))
+    assert {layer.name for layer in run.layers()} == {layer.name for layer in every if "mlp" in layer.name}
+    assert 0 < len(run.layers()) < len(every)
+    train(model, example, opt, 30)
+    run.settle()
+    small, proof = winnow.compact(model, example)
+    assert proof.proved and proof.parameters[1] < proof.parameters[0]
+    if count is not None:
+        assert proof.parameters[1] / proof.parameters[0] == pytest.approx(run.density(), abs=1e-6)
+    left = {layer.name: layer.count for layer in find_units(small, example)}
+    for layer in every:
+        assert (left[layer.name] == layer.count) == ("mlp" not in layer.name)
+    with pytest.raises(AttachError, match=r"matches none of these units: .*mlp"):
+        winnow.attach(zoo.build("nanoGPT")[0], opt, how=Gating(depth=3), where=Channels(example, only="*mpl*"), when=0.1)
+
+
 def test_masking_needs_single_weights():
     model, example = zoo.build("MLP")
     opt = torch.optim.SGD(model.parameters(), lr=0.1)

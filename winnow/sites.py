@@ -34,12 +34,15 @@ class Channels:
     `inputs=True` makes a group of every feature of the model's inputs too (the weights that read it), for feature selection;
     `compact(…, inputs=True)` takes them out.  Groups must not overlap, so neurons that are made of these same weights are
     then no groups of their own (filters with a normalisation behind them still are).
+
+    `only` takes the layers of units of which some weight's name matches a shell-style pattern, as ("*attn*", "*mlp*").
     """
 
     example: Example
     weighted: bool = False
     count: Count | None = None
     inputs: bool = False
+    only: Sequence[str] = ("*",)
 
 
 Where = Grouping | Mapping[str, Grouping] | Channels
@@ -97,7 +100,7 @@ def _unit_sites(
     if where.count is not None and not isinstance(where.count, Count):
         raise AttachError(f"count must be MACs() or Parameters(), got {where.count!r}; leave it out to count entries")
     params = dict(bare.named_parameters(remove_duplicate=False))
-    every = [learnt for layer in every if (learnt := layer.of(params)).members]
+    every = _some([learnt for layer in every if (learnt := layer.of(params)).members], where.only)
     read = {member.name for layer in every if layer.feature for member in layer.members}
     layers = [
         layer for layer in every if layer.count > 1 and (layer.feature or not read & {m.name for m in layer.members})
@@ -120,6 +123,15 @@ def _unit_sites(
             shares.append(Share(member, theta, width, whole, owners[theta]))
         sites.append(_unit_site(layer, shares, anchors, optimizer, where.weighted))
     return sites, None if where.count is None else where.count.spending(tracer, layers)
+
+
+def _some(layers: list[UnitLayer], only: Sequence[str]) -> list[UnitLayer]:
+    """The layers of which some weight matches some pattern."""
+    patterns = [only] if isinstance(only, str) else list(only)
+    chosen = [x for x in layers if any(fnmatch.fnmatchcase(m.name, p) for m in x.members for p in patterns)]
+    if layers and not chosen:
+        raise AttachError(f"only={only!r} matches none of these units: {'; '.join(map(str, layers))}")
+    return chosen
 
 
 def _unit_site(layer: UnitLayer, shares: list[Share], anchors: set[int], optimizer: Optimizer, weighted: bool) -> Site:
@@ -160,7 +172,8 @@ def _match(names: Mapping[nn.Parameter, Sequence[str]], where: Mapping[str, Grou
     for pattern, rule in where.items():
         if isinstance(rule, Channels):
             raise AttachError(
-                f"where[{pattern!r}] is Channels, which finds its weights itself: give where=Channels(example)"
+                f"where[{pattern!r}] is Channels, which finds its weights itself: give where=Channels(example, "
+                f"only=[{pattern!r}])"
             )
         if not (isinstance(rule, Grouping) and isinstance(pattern, str)):
             raise AttachError(

@@ -153,7 +153,7 @@ def draw(rows: list[Row], settings: Settings) -> Any:
     for k, (place, name) in enumerate(((0, "smallest"), (-1, "largest"))):
         curve(direct, k, grid, [row["norms"][place] for row in among(rows, method=DIRECT)], f"{name} head, direct L2,1")
     direct.set(xscale="log", yscale="log")
-    label(direct, "direct L2,1 never makes a zero", "λ_paper", "norm of Q, K, V")
+    label(direct, "head norms under direct L2,1", "λ_paper", "norm of Q, K, V")
     return figure
 
 
