@@ -98,9 +98,9 @@ class Training:
         return state["epoch"], state["history"]
 
 
-def cosine(optimizer: torch.optim.Optimizer, steps: int) -> Rates:
-    """From the rate given to 0 over `steps` optimizer steps."""
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+def cosine(optimizer: torch.optim.Optimizer, steps: int, floor: float = 0.0) -> Rates:
+    """From the rate given to `floor` of it over `steps` optimizer steps."""
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, floor * float(optimizer.param_groups[0]["lr"]))
 
 
 @torch.no_grad()
