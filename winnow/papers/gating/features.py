@@ -232,6 +232,8 @@ def draw(rows: list[Row], settings: Settings) -> Any:
             means = [mean([each[k] for each in found]) for k in range(len(settings["shares"]))]
             curve(ax, i, settings["shares"], means, method)
         ax.set_xscale("log")
+        ax.set_xticks(settings["shares"], labels=[f"{100 * share:g} %" for share in settings["shares"]])
+        ax.minorticks_off()
         label(ax, NAMES.get(name, name), "share of features", "test accuracy", legend=name == shown[0])
     return figure
 
@@ -265,7 +267,8 @@ EXPERIMENT = Experiment(
     "3,000 training images (LassoNet's path takes thousands of passes); ISOLET is a 1,560-sample part; COIL20 "
     "pooled to 20×20. LassoNet as its package has it (full batches, a tenth of the training part held out for its "
     "early stopping), its path in steps of 1.05. HSIC-Lasso is replaced by a linear selector: L1-penalised "
-    "multinomial regression on up to 2,000 samples.",
+    "multinomial regression on up to 2,000 samples. At this rate and momentum two of five seeds of D = 2 train badly on COIL20 "
+    "(13 and 56 %), which is its spread; elsewhere D = 2 is as good as D = 3 and 4, as a target leaves no λ to be missed.",
     beyond=(
         Verdict("the same on ACTIVITY", "D = 3 and 4 lead (curves)", "the data set is not at hand", Outcome.NOT_RUN),
     ),
