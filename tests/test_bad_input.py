@@ -125,7 +125,7 @@ WHERE = {
     "no rule": ({}, AttachError, ["non-empty mapping"]),
     "not a rule": ("rows", AttachError, ["'rows'", "grouping"]),
     "a pattern that is no name": ({0: Rows()}, AttachError, ["where[0]", "pattern"]),
-    "channels under a name": ({"*": winnow.Channels(0)}, AttachError, ["where['*']", "where=Channels(example)"]),
+    "channels under a name": ({"*": winnow.Channels(0)}, AttachError, ["where['*']", "where=Channels(example, only="]),
     "a rule's class": ({"fc1.weight": Rows}, AttachError, ["where['fc1.weight']", "Rows()"]),
     "blocks that do not divide": (
         {"fc1.weight": Blocks((2, 4))},
