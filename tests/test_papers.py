@@ -217,7 +217,7 @@ def test_a_training_resumes_where_it_was(stop, tmp_path, monkeypatch):
 
 
 def test_a_stream_is_the_same_in_any_number_of_parts():
-    data = Examples("x", "", torch.arange(50.0)[:, None], torch.arange(50), torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), 50)
+    data = Examples("x", "", torch.arange(50.0)[:, None], torch.arange(50), torch.zeros(1, 1), torch.tensor([0]), 50)
     whole = [y.tolist() for _, y in Stream(data, 8, 3, 17, 1)(0)]
     assert len(whole) == 17
     for parts in (2, 5, 17):
