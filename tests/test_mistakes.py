@@ -118,6 +118,16 @@ def test_weights_that_the_optimizer_does_not_hold_are_named():
     assert "2.weight, 4.weight" in text
 
 
+def test_steps_without_any_gradient_are_said_once():
+    model = net()
+    run, optimizer = attached(model, Elements())
+    assert not warned(lambda: steps(model, optimizer, 2))
+    optimizer.zero_grad()
+    [text] = warned(lambda: [optimizer.step() for _ in range(3)])
+    assert "no penalised weight has a gradient at step 2" in text
+    assert run.clock.step == 5
+
+
 def test_a_cache_in_the_way_is_named():
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1,

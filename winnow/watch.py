@@ -65,7 +65,13 @@ class Watch:
             )
 
     def gradients(self, lanes: Sequence[Lane], step: int) -> None:
-        """On the first steps: is a weight scale-invariant? Then ⟨g, w⟩ = 0 per output, on every batch."""
+        """Is there any? On the first steps: is a weight scale-invariant? Then ⟨g, w⟩ = 0 per output, on every batch."""
+        if not lanes:
+            self.say(
+                "idle",
+                f"no penalised weight has a gradient at step {step}, which counts for schedules and targets all the same: "
+                "call loss.backward() before optimizer.step(), and zero_grad() after it or before backward",
+            )
         if step >= FIRST:
             return
         for lane in lanes:
