@@ -227,8 +227,9 @@ class Host:
         self._overwritten = {}
         if left:
             warn(
-                f"the optimizer's checkpoint held other weights than the model for {left[0].name!r} and {len(left) - 1} more, "
-                "which are the checkpoint's now; everything else is the model's. Load model.state_dict() of the same moment too"
+                f"the optimizer's checkpoint held other weights than the model for {left[0].name!r} ({len(left)} of "
+                f"{len(self.lanes)} such), which are the checkpoint's now; everything else is the model's. Load the model's "
+                "state_dict of the same moment too"
             )
 
     def _notice_change(self, lane: Lane) -> None:
