@@ -198,7 +198,7 @@ EXPERIMENT = Experiment(
     "Adam moves a factor by its rate at most: with a sum of 0.5 (1,000 steps at 1e-3) no gate of any depth made a single zero "
     "under λ_paper up to 0.03. A head's group is its Q, K and V (published: V alone). "
     "That gates do not lose less than direct L2,1 pruned afterwards is likely Adam's doing: it divides gradients by "
-    "their size, so the penalty's constant pull sinks heads of little use to 1/1000 of the others while the useful ones hardly feel "
+    "their size, so the penalty's constant pull sinks heads of little use to 1/1000 of the others while the useful hardly feel "
     "it, and 18 of 24 can be cut for nothing (1.871); the paper's curves for this variant are of far larger models.",
     full=FULL,
     quick=FULL
