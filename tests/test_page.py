@@ -252,7 +252,7 @@ def copies(folder, out, many):
 def test_many_runs_stay_small_and_quick(case, browser, walked, trained, tmp_path):
     """A path and a comparison of hundreds, or two hundred runs: within 3 MB, and two seconds to the first chart."""
     if case == "a path and a comparison":
-        folders = [walked, ROOT / "records" / "compare-isolet-digits"]
+        folders = [walked, ROOT / "records" / "compare-isolet"]
         assert len(json.loads((folders[1] / "run.json").read_text())["rows"]) > 200
     else:
         folders = copies(MNIST[0] if case == "runs" else trained, tmp_path, 200)
