@@ -198,7 +198,8 @@ def test_some_layers_alone(count):
     for layer in every:
         assert (left[layer.name] == layer.count) == ("mlp" not in layer.name)
     with pytest.raises(AttachError, match=r"matches none of these units: .*mlp"):
-        winnow.attach(zoo.build("nanoGPT")[0], opt, how=Gating(depth=3), where=Channels(example, only="*mpl*"), when=0.1)
+        wrong = Channels(example, only=["*mlp*", "*mpl*"])
+        winnow.attach(zoo.build("nanoGPT")[0], opt, how=Gating(depth=3), where=wrong, when=0.1)
 
 
 def test_masking_needs_single_weights():

@@ -68,6 +68,17 @@ def test_zeros_stay_zero_under_an_optimizer_that_mixes_entries(how, monkeypatch)
     assert muon(how)[-1] > 0.5
 
 
+def test_weights_that_start_at_zero_with_live_factors_leave_it_under_muon():
+    """A zero product is not a dead group."""
+    model = nn.Linear(32, 32, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.Muon(model.parameters(), lr=1e-2)
+    winnow.attach(model, optimizer, how=Masking(), where=Elements(), when=0.0)  # factors 1 and 0
+    model(torch.randn(8, 32)).sum().backward()
+    optimizer.step()
+    assert bool(model.weight.any())
+
+
 @pytest.mark.parametrize("where", [Channels(X[:2]), Rows()], ids=["channels", "rows"])
 def test_an_earlier_checkpoint_loaded_before_settle_is_not_cut_in_silence(where):
     model = net()

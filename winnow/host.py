@@ -191,7 +191,7 @@ class Host:
             check_finite([lane for lane, _ in (*self._active, *self._fused)], self.record["step"])
         self.look([lane for lane, _ in (*self._active, *self._fused)], self.record["step"])
         factored = [] if isinstance(optimizer, ENTRYWISE) else [x for x in self.lanes if isinstance(x, FactoredLane)]
-        self._dead = [(lane, gone(lane)) for lane in factored]
+        self._dead = [(x, x.energy() == 0) for x in factored]  # a zero product of live factors is only passing through
         grads = [(lane, moment, lane.site.theta.grad) for lane, moment in self._active]
         for lane, moment in self._active:
             lane.before(moment)
@@ -275,8 +275,3 @@ class Host:
                 self._overwritten[lane.site.name] = lane.site.version
             self._versions[id(lane)] = lane.site.version
             lane.open(self.moment(lane))
-
-
-def gone(lane: Lane) -> Tensor:
-    """The groups of a lane that are zero, gate-shaped."""
-    return lane.site.groups.norm(lane.site.theta.detach()) == 0

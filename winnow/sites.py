@@ -126,12 +126,14 @@ def _unit_sites(
 
 
 def _some(layers: list[UnitLayer], only: Sequence[str]) -> list[UnitLayer]:
-    """The layers of which some weight matches some pattern."""
-    patterns = [only] if isinstance(only, str) else list(only)
-    chosen = [x for x in layers if any(fnmatch.fnmatchcase(m.name, p) for m in x.members for p in patterns)]
-    if layers and not chosen:
-        raise AttachError(f"only={only!r} matches none of these units: {'; '.join(map(str, layers))}")
-    return chosen
+    """The layers of which some weight matches some pattern; each pattern must match one."""
+    chosen: dict[int, UnitLayer] = {}
+    for pattern in [only] if isinstance(only, str) else only:
+        found = {i: x for i, x in enumerate(layers) if any(fnmatch.fnmatchcase(m.name, pattern) for m in x.members)}
+        if layers and not found:
+            raise AttachError(f"only: {pattern!r} matches none of these units: {'; '.join(map(str, layers))}")
+        chosen |= found
+    return [chosen[i] for i in sorted(chosen)]
 
 
 def _unit_site(layer: UnitLayer, shares: list[Share], anchors: set[int], optimizer: Optimizer, weighted: bool) -> Site:
