@@ -14,7 +14,7 @@ PLAN = (1, 1, 0, 2, 2, 0, 4, 4, 4, 0, 8, 8, 8, 0, 8, 8, 8, 0)
 class VGG16(nn.Module):
     """VGG-16 with batch normalisation and one dense layer (the paper's): (n, 3, 32, 32) -> (n, 10)."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 64, eps: float = 1e-5) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         before = 3
@@ -22,7 +22,7 @@ class VGG16(nn.Module):
             if times:
                 layers += [
                     nn.Conv2d(before, times * width, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(times * width),
+                    nn.BatchNorm2d(times * width, eps),
                     nn.ReLU(),
                 ]
                 before = times * width
