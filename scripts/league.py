@@ -29,10 +29,6 @@ AUTO = """Mean test accuracy in % over {tasks}, {seeds} splits each; rates are f
 a dash: some diverged. For single weights `--how auto` and `recipes.auto` take a gate of depth 2, by the mean rank above over
 all densities and by this table under AdamW (under SGD masking is ahead of it here); for whole units a gate of depth 3, which
 nothing here speaks for or against. The rate stays yours: under AdamW three times the dense one is better here for most."""
-OLD = (
-    " Made under earlier rules: one number of each method (Winnow's `pull`, not the learning rate), tuned on one seed at one\n"
-    "  density, and the masks of random mask and RigL drawn with the random numbers of the initial weights. To be made again."
-)
 WORDS = {"elements": "Single weights", "channels": "Whole units"}
 WHAT = {
     "elements": "Shares are of the weights of two or more dimensions.",
@@ -41,21 +37,13 @@ WHAT = {
 
 
 def records() -> dict[str, list[tuple[Path, dict[str, Any]]]]:
-    """What was compared: its records, by what vanishes. A task is taken from the record of the newest rules."""
-    paths = sorted((ROOT / "records").glob("compare-*/run.json"))
-    read = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
-    newest: dict[tuple[str, str], int] = {}
-    for _, record in read:
-        plan = record["plan"]
-        for task in plan["tasks"]:
-            newest[plan["where"], task] = max(plan["format"], newest.get((plan["where"], task), 0))
+    """What was compared: its records, by what vanishes."""
     found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for folder, record in read:
-        plan = record["plan"]
-        plan["tasks"] = [task for task in plan["tasks"] if newest[plan["where"], task] == plan["format"]]
-        record["rows"] = [row for row in record["rows"] if row["task"] in plan["tasks"]]
-        if plan["tasks"]:
-            found.setdefault(plan["where"], []).append((folder, record))
+    for path in sorted((ROOT / "records").glob("compare-*/run.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["plan"]["format"] != FORMAT:
+            sys.exit(f"{path} was made under rules {record['plan']['format']}, not {FORMAT}: make it again")
+        found.setdefault(record["plan"]["where"], []).append((path.parent, record))
     return found
 
 
@@ -188,7 +176,7 @@ def _made(folder: Path, record: dict[str, Any]) -> str:
     return (
         f"- `{record['command']}` ([record](../{folder.relative_to(ROOT)}/run.json)): {len(record['rows'])} trainings, "
         f"{failed} failed, {seconds / 3600:.1f} hours of training added up, {ran['processor']}, {ran['cores']} cores, "
-        f"torch {ran['versions']['torch']}." + OLD * (record["plan"]["format"] < FORMAT)
+        f"torch {ran['versions']['torch']}."
     )
 
 
