@@ -60,6 +60,7 @@ def colour(index: int) -> str:
 
 
 def curve(ax: Any, index: int, x: Sequence[float], y: Sequence[float], name: str, marked: bool = True) -> None:
-    """The index-th line."""
+    """The index-th line, dashed where the colours begin again."""
     mark = MARKS[index % len(MARKS)] if marked else None
-    ax.plot(x, y, color=colour(index), marker=mark, markersize=3.5, linewidth=1.3, label=name)
+    style = "-" if index < len(COLOURS) else "--"
+    ax.plot(x, y, style, color=colour(index), marker=mark, markersize=3.5, linewidth=1.3, label=name)

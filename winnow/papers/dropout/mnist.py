@@ -14,7 +14,7 @@ from winnow.jobs.models import LeNet300100
 
 from ..base import Bench, Cell, Experiment, Found, Row, Settings, Table, among, claim, mean, spread
 from ..data import examples
-from ..plots import colour, label, panels
+from ..plots import colour, curve, label, panels
 from ..texts import DROPOUT
 from ..training import Batches, Training, cosine, error, shuffled
 from .methods import Task, published, weights_of
@@ -213,15 +213,16 @@ def draw(rows: list[Row], settings: Settings) -> Any:
     for i, row in enumerate(firsts):
         name = f"{row['method']}, {100 * row['keep']:g} %" if "keep" in row else row["method"]
         epochs = [line["epoch"] for line in row["history"]]
-        left.plot(epochs, [line["left"] for line in row["history"]], color=colour(i), label=name)
-        right.plot(row["left"], row["error"], "o", color=colour(i))
+        curve(left, i, epochs, [line["left"] for line in row["history"]], name, marked=False)
+        ours = "D" if "keep" in row else "o"
+        right.plot(row["left"], row["error"], ours, color=colour(i))
         if row["method"] in PUBLISHED:
             error, fraction = PUBLISHED[row["method"]]
             right.plot(fraction, error, "x", color=colour(i))
     left.set_yscale("log")
     right.set_xscale("log")
     label(left, "weights left", "epoch", "fraction")
-    label(right, "end: here (o), published (×)", "fraction left", "test error %")
+    label(right, "end: here (o), Winnow (◆), published (×)", "fraction left", "test error %")
     return figure
 
 
