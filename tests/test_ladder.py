@@ -130,6 +130,17 @@ def test_it_costs_what_was_said(rungs):
     assert rungs == 1 or sum(lengths) >= 2490
 
 
+def test_what_takes_little_away_gets_a_small_rate(tmp_path):
+    rates = []
+
+    def noted(model, optimizer, steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        fit(model, optimizer, steps)
+
+    climb(tmp_path / "p", fit=noted)
+    assert rates == pytest.approx([0.1, 0.1 * 0.5, 0.1 * 0.8])
+
+
 def test_pick_keeps_the_limits(tmp_path):
     found = climb(tmp_path / "p")
     dense, half, fifth = found.points
