@@ -141,6 +141,24 @@ def test_what_takes_little_away_gets_a_small_rate(tmp_path):
     assert rates == pytest.approx([0.1, 0.1 * 0.5, 0.1 * 0.8])
 
 
+def test_one_rate_for_all_rungs_is_not_changed(tmp_path):
+    rate = torch.tensor(0.1)
+    make = lambda model: torch.optim.SGD(model.parameters(), rate, momentum=0.9)  # noqa: E731
+    winnow.path(network(), fit, score, optimizer=make, how=Gating(depth=3), where=Elements(), densities=DENSITIES,
+                steps=60, example=X[:2], batches=(4,), out=tmp_path / "p")  # fmt: skip
+    assert rate == pytest.approx(0.1)
+
+
+def test_a_path_begun_with_other_lengths_is_refused(tmp_path):
+    climb(tmp_path / "p")
+    record = json.loads((tmp_path / "p" / "path.json").read_text())
+    del record["lengths"]  # as an older version wrote it
+    (tmp_path / "p" / "path.json").write_text(json.dumps(record))
+    with pytest.raises(FileError, match="lengths: None there"):
+        climb(tmp_path / "p")
+    assert len(winnow.Path.read(tmp_path / "p", network()).points) == 3
+
+
 def test_pick_keeps_the_limits(tmp_path):
     found = climb(tmp_path / "p")
     dense, half, fifth = found.points

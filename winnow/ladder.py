@@ -89,6 +89,7 @@ def path(
         "densities": list(densities),
         "steps": steps,
         "cost": cost,
+        "lengths": lengths,
         "how": repr(how),
         "where": _said(where),
         "tag": tag,
@@ -173,7 +174,7 @@ def _climb(
         _took(counted[0], steps)
         return 1.0, []
     for group in optimizer.param_groups:
-        group["lr"] *= 1 - density
+        group["lr"] = group["lr"] * (1 - density)  # not in place: a tensor may be every rung's
     run = attach(model, optimizer, how=how, where=where, when=Toward(density, steps, begin=0.0, heal=HEAL))
     if run.density() < 1:
         run.cut(run.density())  # what is zero stays zero, on every route

@@ -99,7 +99,7 @@ class _Loop:
             self.keep()
 
     def fit(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Cosine from the task's rate to 0; every rung draws epochs of its own."""
+        """Cosine from the rung's rate to 0; every rung draws epochs of its own."""
         side = Side(self.name, model, optimizer)
         rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         self.screen.begin(self.name, steps)

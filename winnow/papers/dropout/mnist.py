@@ -214,8 +214,7 @@ def draw(rows: list[Row], settings: Settings) -> Any:
         name = f"{row['method']}, {100 * row['keep']:g} %" if "keep" in row else row["method"]
         epochs = [line["epoch"] for line in row["history"]]
         curve(left, i, epochs, [line["left"] for line in row["history"]], name, marked=False)
-        ours = "D" if "keep" in row else "o"
-        right.plot(row["left"], row["error"], ours, color=colour(i))
+        right.plot(row["left"], row["error"], "D" if "keep" in row else "o", color=colour(i))
         if row["method"] in PUBLISHED:
             error, fraction = PUBLISHED[row["method"]]
             right.plot(fraction, error, "x", color=colour(i))

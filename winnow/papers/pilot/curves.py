@@ -31,12 +31,16 @@ def strengths(method: str, net: Settings, settings: Settings) -> list[float]:
 
 
 def best(rows: list[Row], net: str, method: str, settings: Settings) -> list[float]:
-    """Mean accuracy at each sparsity, the best strength for each, as published."""
-    means = []
-    for s in strengths(method, settings["nets"][net], settings):
-        found = among(rows, net=net, method=method, strength=s)
-        means.append([mean([row["accuracy"][k][1] for row in found]) for k in range(len(settings["grid"]))])
-    return [max(values) for values in zip(*means, strict=True)]
+    """Mean accuracy at each sparsity, the best strength for each, as published; NaN where all diverged.
+
+    A strength of which some seed diverged does not count: the mean of those that are left would flatter it.
+    """
+    found = [
+        among(rows, net=net, method=method, strength=s) for s in strengths(method, settings["nets"][net], settings)
+    ]
+    full = [some for some in found if some and len(some) == max(map(len, found))]
+    means = [[mean([row["accuracy"][k][1] for row in some]) for some in full] for k in range(len(settings["grid"]))]
+    return [max(values, default=float("nan")) for values in means]
 
 
 MILD, SPARSE = 0.5, 0.949
