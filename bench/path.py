@@ -67,6 +67,7 @@ def main() -> None:
     asked.add_argument("--densities", default="1,0.5,0.2,0.1,0.05,0.02,0.01,0.005")
     asked.add_argument("--seeds", type=int, default=3)
     asked.add_argument("--epochs", type=int, default=None)
+    asked.add_argument("--width", type=int, default=None)
     asked.add_argument("--weight-decay", type=float, default=0.0)
     asked.add_argument("--cost", type=float, default=COST)
     asked.add_argument("--out", type=Path, required=True)
@@ -76,13 +77,14 @@ def main() -> None:
     half.mkdir(parents=True, exist_ok=True)
     words = f"python bench/path.py {given.task} --densities {given.densities} --seeds {given.seeds} --cost {given.cost:g}"
     words += f" --epochs {given.epochs}" * (given.epochs is not None)
+    words += f" --width {given.width}" * (given.width is not None)
     words += f" --weight-decay {given.weight_decay:g}" * (given.weight_decay > 0)
     if kept(half / "asked.json", lambda: {"command": words})["command"] != words:
         raise SystemExit(f"{half} holds parts of another run: remove it, or choose another --out")
     paths: list[Row] = []
     single: dict[str, list[Row]] = {f"{d:g}": [] for d in densities[1:]}
     for seed in range(given.seeds):
-        same: Any = {"data": given.task, "seed": seed, "epochs": given.epochs, "threads": 1}
+        same: Any = {"data": given.task, "seed": seed, "epochs": given.epochs, "width": given.width, "threads": 1}
         same["weight_decay"] = given.weight_decay
         place = half / f"path-{seed}"
         options = Options(**same, keep=1.0)
