@@ -121,6 +121,12 @@ def test_a_half_written_cell_does_not_count(tmp_path):
     assert reproduce(study)["table"]["rows"][0] == ["0", "0"]
 
 
+def test_a_result_cannot_hide_what_a_cell_keeps(tmp_path):
+    hiding = dataclasses.replace(squares([]), run=lambda cell, settings, bench: {"y": 0, "seconds": 1.0})
+    with pytest.raises(WinnowError, match="squares returns seconds"):
+        reproduce(open_study(hiding, 1, False, tmp_path / "a"))
+
+
 def test_missing_data_are_said(tmp_path):
     record = reproduce(open_study(squares([], missing=True), 1, False, tmp_path / "a"))
     assert record["missing"] == ["no numbers here"] and record["table"] is None

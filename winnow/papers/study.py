@@ -151,7 +151,12 @@ def work(experiment: Experiment, cell: Cell, settings: dict[str, Any], folder: P
             result = {"missing": str(error)}
         except Diverged as error:
             result = {"diverged": str(error)}
-    row = {**cell, **result, "seconds": time.perf_counter() - start, "commit": _commit()}
+    books = {"seconds": time.perf_counter() - start, "commit": _commit()}
+    if taken := {**cell, **result}.keys() & books:
+        raise WinnowError(
+            f"{experiment.name} returns {', '.join(sorted(taken))}, which every cell has already: rename it"
+        )
+    row = {**cell, **result, **books}
     report.write_json(_kept(folder, cell), row)
     shutil.rmtree(scratch, ignore_errors=True)
     return row
