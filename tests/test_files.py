@@ -45,6 +45,21 @@ def test_one_that_was_cut_twice(name, tmp_path):
     same_outputs(twice, winnow.load(tmp_path / "small", lambda: zoo.build(name)[0]), example)
 
 
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["ResNet-18", "MobileNetV2", "squeeze and excite"])
+def test_convolutions_keep_their_memory_format(name, form, tmp_path):
+    """Channels-last models are nearly twice as fast on a CPU."""
+    model, example, *_ = thinned(name)
+    small, proof = winnow.compact(model.to(memory_format=form), example)
+    assert proof.parameters[1] < proof.parameters[0]
+    winnow.save(small, tmp_path / "small")
+    again = winnow.load(tmp_path / "small", lambda: zoo.build(name, seed=7)[0].to(memory_format=form))
+    for like in (small, again):
+        kernels = [theta for theta in like.parameters() if theta.dim() == 4]
+        assert all(k.is_contiguous(memory_format=form) for k in kernels)
+        assert len(kernels) > 1
+
+
 def test_ties_survive(tmp_path):
     model, example, *_ = thinned("tied head")
     winnow.save(winnow.compact(model, example)[0], tmp_path / "small")

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from winnow.errors import FileError
 from winnow.packed import pack, unpack
 from winnow.smaller.plan import Plan, keeping
-from winnow.smaller.rewrite import RECIPE, as_graph, resize
+from winnow.smaller.rewrite import RECIPE, as_graph, memory_format, resize
 from winnow.trace import Tracer
 
 FORMAT = 2
@@ -212,7 +212,8 @@ def _fit(model: nn.Module, shapes: Mapping[str, Tensor], folder: Path) -> None:
                         f"{list(theta.shape)} here; make_model must build the model as it was before it became smaller"
                     )
                 if id(theta) not in done:
-                    empty = torch.empty(new.shape, dtype=theta.dtype, device=theta.device)
+                    form = memory_format(theta)
+                    empty = torch.empty(new.shape, dtype=theta.dtype, device=theta.device, memory_format=form)
                     done[id(theta)] = (
                         nn.Parameter(empty, theta.requires_grad) if isinstance(theta, nn.Parameter) else empty
                     )

@@ -28,12 +28,27 @@ SIZES: dict[type[nn.Module], dict[str, int]] = {
 """Attributes of torch's own modules that repeat a length of their weight."""
 
 
+def memory_format(theta: Tensor) -> torch.memory_format:
+    """That of a convolution's weight which its owner keeps channels last, else the usual one.
+
+    By the strides: `is_contiguous` says yes to both where channels or kernels are of length 1.
+    """
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(theta.dim())
+    if last is None:
+        return torch.contiguous_format
+    plain, strides = (
+        torch.empty(theta.shape, device="meta", memory_format=form).stride() for form in (torch.contiguous_format, last)
+    )
+    return last if theta.stride() == strides != plain else torch.contiguous_format
+
+
 @torch.no_grad()
 def cut(theta: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
-    """The entries that stay, a copy."""
+    """The entries that stay, a copy in the same memory format."""
+    form = memory_format(theta)
     for axis, indices in keep.items():
         theta = theta.index_select(axis, indices.to(theta.device))
-    return theta.clone(memory_format=torch.contiguous_format)
+    return theta.clone(memory_format=form)
 
 
 @torch.no_grad()
