@@ -26,9 +26,10 @@ WHEN = (
     "its mean rank."
 )
 AUTO = """Mean test accuracy in % over {tasks}, {seeds} splits each; rates are factors of the one found on the dense control;
-a dash: some diverged. For single weights `--how auto` and `recipes.auto` take a gate of depth 2, by the mean rank above over
-all densities and by this table under AdamW (under SGD masking is ahead of it here); for whole units a gate of depth 3, which
-nothing here speaks for or against. The rate stays yours: under AdamW three times the dense one is better here for most."""
+a dash: some diverged. For single weights `--how auto` and `recipes.auto` take a gate of depth 2: level with decay on LogSum by
+the mean rank above over all densities, and the best by this table under AdamW (under SGD masking and LogSum are ahead of it
+here); for whole units a gate of depth 3, which nothing here speaks for or against. The rate stays yours: under AdamW three
+times the dense one is better here for most."""
 WORDS = {"elements": "Single weights", "channels": "Whole units"}
 WHAT = {
     "elements": "Shares are of the weights of two or more dimensions.",

@@ -81,8 +81,8 @@ def adaptive_dropout(penalty: Penalty | None = None, strength: Schedule | float 
 def auto(density: float, steps: int, where: Where | None = None) -> Words:
     """Toward a density by the route that did best where it was measured (docs/league.md).
 
-    Single weights get a gate of depth 2: of the best mean rank over all tasks and densities under SGD with momentum, and
-    the best under AdamW over the learning rates tried.  Larger groups have not been compared yet: they get the gate of
+    Single weights get a gate of depth 2: level with decay on LogSum by mean rank over all tasks and densities under SGD
+    with momentum, and the best under AdamW over the learning rates tried.  Larger groups have not been compared yet: they get the gate of
     depth 3 that is the default everywhere.
     """
     return {
