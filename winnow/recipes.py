@@ -82,8 +82,8 @@ def auto(density: float, steps: int, where: Where | None = None) -> Words:
     """Toward a density by the route that did best where it was measured (docs/league.md).
 
     Single weights get a gate of depth 2: level with decay on LogSum by mean rank over all tasks and densities under SGD
-    with momentum, and the best under AdamW over the learning rates tried.  Larger groups have not been compared yet: they get the gate of
-    depth 3 that is the default everywhere.
+    with momentum, and the best under AdamW over the learning rates tried.  Larger groups have not been compared yet: they
+    get the gate of depth 3 that is the default everywhere.
     """
     return {
         "how": best(single=where is None or isinstance(where, Elements)),
