@@ -30,11 +30,13 @@ class Outcome(enum.Enum):
 
     CONFIRMED = "confirmed"
     NOT_CONFIRMED = "not confirmed"
+    UNDECIDED = "not decided"
     NOT_RUN = "could not run here"
 
     @classmethod
-    def of(cls, holds: bool) -> Outcome:
-        return cls.CONFIRMED if holds else cls.NOT_CONFIRMED
+    def of(cls, holds: bool | None) -> Outcome:
+        """None: what was measured differs by less than its noise."""
+        return cls.UNDECIDED if holds is None else cls.CONFIRMED if holds else cls.NOT_CONFIRMED
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Verdict:
     outcome: Outcome
 
 
-Found = tuple[str, bool]
-"""What came out for a claim, in words, and whether that confirms it."""
+Found = tuple[str, bool | None]
+"""What came out for a claim, in words, and whether that confirms it; None where the noise is larger than the effect."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,9 @@ class Experiment:
 
     `cells(settings, seeds)` cuts the work into independent pieces, `run(cell, settings, bench)` does one of them,
     `draw(rows, settings)` returns a matplotlib figure and `table(rows, settings)` the numbers beside the published ones.
-    `full` and `quick` are the settings; `differs` says what was changed from the publication, and why; `beyond` are
-    published claims that cannot be run here; `minutes` is what the full version takes on two cores.
+    `full` and `quick` are the settings; `differs` says what was changed from the publication, and why;
+    `failed` is the best explanation of what was not confirmed; `beyond` are published claims that cannot be run here;
+    `minutes` is what the full version takes on two cores.
     """
 
     name: str
@@ -127,6 +130,7 @@ class Experiment:
     run: Callable[[Cell, Settings, Bench], dict[str, Any]]
     draw: Callable[[list[Row], Settings], Any]
     table: Callable[[list[Row], Settings], Table]
+    failed: str = ""
     beyond: Sequence[Verdict] = ()
     seeds: int = 1
     minutes: float = 1.0

@@ -42,7 +42,7 @@ def _age(folder: Path) -> tuple[str, int]:
 def _body(record: dict[str, Any], folder: Path, short: bool = False) -> list[str]:
     hardware, seeds = record["environment"], record["seeds"]
     run = f"`{record['command']}` · {seeds} seed{'s' if seeds > 1 else ''}"
-    run += f" · {record['seconds'] / 60:.1f} minutes, all cells added up"
+    run += f" · {_time(record['seconds'])}, all cells added up"
     lines = [f"{run} · {hardware['processor']} · torch {hardware['versions']['torch']} · {record['date']}"]
     lines[0] += f" · [record]({folder.as_posix()}/record.json)" if short else ""
     lines += ["", "| claim | published | here | verdict |", "|---|---|---|---|"]
@@ -52,10 +52,13 @@ def _body(record: dict[str, Any], folder: Path, short: bool = False) -> list[str
     if record["missing"]:
         lines += ["", "Missing data: " + "; ".join(record["missing"])]
     if record.get("diverged"):
-        lines += ["", "Diverged, and left out: " + "; ".join(record["diverged"])]
+        cells = [said.partition(";")[0] + ")" * (";" in said) for said in record["diverged"]]
+        lines += ["", "Diverged, and left out: " + "; ".join(cells) + "."]
     if len(record.get("commits", ())) > 1:
         lines += ["", f"Made of {len(record['commits'])} commits, as it was resumed after a change."]
-    lines += ["", record["differs"]]
+    lines += ["", "**What differs.** " + record["differs"]]
+    if record.get("failed"):
+        lines += ["", "**What failed, and why, we think.** " + record["failed"]]
     if record["table"]:
         lines += ["", _line(record["table"]["columns"]), "|---" * len(record["table"]["columns"]) + "|"]
         lines += [_line(row) for row in record["table"]["rows"]]
@@ -64,6 +67,10 @@ def _body(record: dict[str, Any], folder: Path, short: bool = False) -> list[str
         settings = [f"{key} = {value}" for key, value in record["settings"].items()]
         lines += ["", "Settings: " + "; ".join(settings) + ". All numbers: `raw.json`."]
     return [*lines, ""]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
 
 
 def _line(words: Sequence[str]) -> str:

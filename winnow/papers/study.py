@@ -186,6 +186,7 @@ def _words_of(experiment: Experiment, rows: list[Row], settings: dict[str, Any])
     return {
         "title": experiment.title,
         "differs": experiment.differs,
+        "failed": experiment.failed,
         "verdicts": [{**vars(v), "outcome": v.outcome.value} for v in judged(experiment, rows, settings)],
         "table": None if table is None else {"columns": list(table.columns), "rows": [list(row) for row in table.rows]},
     }

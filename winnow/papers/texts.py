@@ -8,10 +8,10 @@ PILOT = Paper(
     "Tom Jacobs, Rebekka Burkholz, *Mask in the Mirror: Implicit Sparsification*, ICLR 2025, arXiv 2408.09966; Sign-In, "
     "arXiv 2504.12801; HAM, arXiv 2506.02630.",
     """
-Write every weight as a product x = m·v and put L2 of strength λ_t on both factors. Gradient descent on m and v is then
-mirror descent on x, and its geometry is a matter of the gap m² − v², which shrinks as β·e^(−2Λ), Λ the dose of λ so far:
-a wide gap treats x like L2 does, a closed one like L1. A strength that is high first and then falls to zero therefore
-leaves a sparse *bias* and no penalty on what survives. [How to use it](../masking.md).
+Write every weight as a product x = m·v and put L2 of strength λ_t on both factors (λ = 2α in the paper's letters).
+Gradient flow on m and v is then a mirror flow on x, and its geometry is a matter of the gap m² − v², which shrinks as
+β·e^(−2Λ), Λ the dose of λ so far: a wide gap treats x like L2 does, a closed one like L1. A strength that is high first
+and then falls to zero therefore leaves a sparse *bias* and no penalty on what survives. [How to use it](../masking.md).
 """,
 )
 
@@ -33,9 +33,10 @@ DECAY = Paper(
     "Decay: p-norm weight decay",
     "Nadav Joseph Outmezguine, Noam Levi, *Decoupled Weight Decay for Any p Norm*, 2024, arXiv 2404.10824.",
     """
-After any optimizer's step, shrink every weight by X/(X + lr·λ) with X = |w|^(2−p) from before the step. For p = 2 that is
-decoupled weight decay; for p ≤ 1 weights whose loss does not hold them against the pull reach exact zero within a few
-steps and stay there. No proximal map has to be solved and nothing diverges at zero. [How to use it](../decay.md).
+After any optimizer's step, shrink every weight by X/(X + lr·λ) with X = |w|^(2−p) from before the step. For p = 2 that
+is decoupled weight decay, up to O(lr²); for p < 1, and for p = 1 where the loss pulls with less than λ, weights fall to
+exact zero and stay there, the last stretch, below (lr·λ)^(1/(2−p)), in some ten steps. No proximal map has to be solved
+and nothing diverges at zero. [How to use it](../decay.md).
 """,
 )
 
@@ -46,22 +47,23 @@ GATING = Paper(
     "Structured Penalization*, NeurIPS 2025, arXiv 2509.23898; Kolb, Weber, Bischl, Rügamer, *Deep Weight Factorization*, "
     "ICLR 2025, arXiv 2502.02496.",
     """
-Multiply every group of weights by D − 1 scalar gates and put plain L2 on the group and its gates. At balance the L2 costs
-exactly λ·(D/2)·‖w‖^(2/D): a non-smooth, for D > 2 non-convex group penalty, minimised by ordinary differentiable training,
-with the same local minima. Imbalance dies at the rate 2λ, so the smooth problem becomes the sparse one as training goes
-on. [How to use it](../gating.md).
+Multiply every group of weights by D − 1 scalar gates and put plain L2 on the group and its gates. At balance the L2
+costs exactly λ·(D/2)·‖w‖^(2/D): a non-smooth, for D > 2 non-convex group penalty, minimised by ordinary differentiable
+training, with the same local minima (λ = 2·λ_paper/D). Imbalance dies at the rate 2λ, so the smooth problem becomes the
+sparse one as training goes on. [How to use it](../gating.md).
 """,
 )
 
 DICTIONARY = Paper(
     "dictionary",
     "One dictionary: the same penalty on every route",
-    "The four lines of work above, in one convention: F(w) = L(w) + λΣΩ(‖w_g‖).",
+    "[PILoT](pilot.md), [adaptive dropout](dropout.md), [p-norm decay](decay.md) and [D-Gating](gating.md) in one convention: "
+    "F(w) = L(w) + λΣΩ(‖w_g‖).",
     """
 Decay, reweighting, dropout, gates and masks are five mechanics for one objective. With one convention for the penalty
-(Ω_p = |w|^p/p) the same number λ means the same thing on each of them, and a gate w = v·s with penalty (λ/2)(‖v‖² + f(s²))
-carries *every* subquadratic Ω, f its dual: LogSum, MCP and variational dropout's penalty included.
-[The objective](../objective.md).
+(Ω_p = |w|^p/p) the same number λ means the same thing on each of them, and a gate w = v·s with penalty (λ/2)(‖v‖² +
+f(s²)), f the dual of Ω, carries LogSum and variational dropout's penalty as well; penalties that end in a plateau (MCP,
+SCAD) take a gate bounded by 1, p < 2/3 a power gate. [The objective](../objective.md).
 """,
 )
 

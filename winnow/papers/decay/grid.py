@@ -18,6 +18,8 @@ from ..plots import colour, curve, label, panels
 
 OTHERS = ("AdamW", "L1 proximal", "L_p gradient")
 TINY = 1e-13  # the authors' threshold
+NOISE = {"test error %": 0.5, "validation loss": 0.02}
+"""A standard error of 10,000 test images; for the loss a guess from other seeds of like size."""
 
 
 def cells(settings: Settings, seeds: int) -> list[Cell]:
@@ -87,13 +89,13 @@ def sparse_and_good(rows: list[Row], settings: Settings) -> Found:
 
 
 @claim(
-    "the transition in λ is sharp: half of the change in sparsity within a factor of about three",
+    "the transition in λ is sharp at p = 0.8: half of the change in sparsity within a factor of about three",
     published="3 → 65 → 90 % for λ_c .002 → .005 → .01",
 )
-def sharp_transition(rows: list[Row], settings: Settings) -> Found:
+def sharp_transition(rows: list[Row], settings: Settings) -> Found | None:
     jumps = {p: _jump(among(rows, method="decay", p=p)) for p in settings["p"] if p < 1}
-    said = "; ".join(f"p = {p:g}: {100 * jump:.0f} % of the change" for p, jump in jumps.items())
-    return said, all(jump >= 0.5 for jump in jumps.values())
+    said = "; ".join(f"p = {p:g}: {100 * jump:.1f} % of the change" for p, jump in jumps.items())
+    return (said, jumps[0.8] >= 0.5) if 0.8 in jumps else None
 
 
 @claim("at equal λ_c sparsity grows as p falls to 1 and below; p > 1 leaves no zeros", published="strongest for p < 1")
@@ -113,6 +115,8 @@ def best_between(rows: list[Row], settings: Settings) -> Found:
     said = (
         "best " + ", ".join(f"p = {p:g}: {x:.3f}" for p, x in tops.items()) + f"; AdamW {best:.3f} {settings['unit']}"
     )
+    if max(*tops.values(), best) - min(*tops.values(), best) < NOISE[settings["unit"]]:
+        return f"{said}: one seed, all within noise", None
     return said, min(tops, key=lambda p: tops[p]) > 1 and min(tops.values()) < best
 
 

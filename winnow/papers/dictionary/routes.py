@@ -177,9 +177,9 @@ EXPERIMENT = Experiment(
     title="One penalty, one λ, every route",
     claims=(same_end, expected_dropout_too, lasso_too, random_dropout_near, decoupled_fails),
     differs="Regression with 200 samples and 50 correlated columns of unit mean square, 5 true weights, λ = 0.2, plain "
-    "SGD from least squares with a cosine rate; the reference is iteratively reweighted ridge, written "
-    "independently of the routes. Where F is not convex the routes share its local minima, not necessarily their "
-    "basins. Expected dropout descends along λΩ' at its finite rate: for p < 1, where Ω'(0+) = ∞, it chatters about zero.",
+    "SGD from least squares with a cosine rate; the reference is iteratively reweighted ridge, written independently of "
+    "the routes. Where F is not convex the routes share its local minima, not necessarily their basins. Expected dropout "
+    "descends along λΩ' at its finite rate: for p < 1, where Ω'(0+) = ∞, it chatters about zero.",
     full=FULL,
     quick=FULL | {"penalties": ["L1", "LogSum(1)"], "steps": 3000},
     cells=cells,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -148,12 +148,18 @@ def same_gradients(rows: list[Row], settings: Settings) -> Found | None:
     return f"{_said(a)} | {_said(b)}", close
 
 
-@claim("AdaProx ≈ VarDrop+LR+AR: sparse early", published=".052 and .071 left at epoch 10; others .47–1")
+@claim(
+    "AdaProx ≈ VarDrop+LR+AR: sparse early",
+    published="left at epoch 10: VarDrop+LR+AR .052, AdaProx .071; others .47–1",
+)
 def sparse_early(rows: list[Row], settings: Settings) -> Found | None:
     if not (four := _theirs(rows, *EARLY, *LATE)):
         return None
     first, second, *late = [_left_at(row, 0.05) for row in four]
-    said = f"left at a twentieth of the run: {first:.3f} and {second:.3f}; the late ones {min(late):.3f}"
+    said = "left at a twentieth of the run: " + ", ".join(
+        f"{name} {x:.3f}" for name, x in zip(EARLY, (first, second), strict=True)
+    )
+    said += f"; the late ones {min(late):.3f}"
     return said, max(first, second) < 0.5 * min(late)
 
 
@@ -179,22 +185,31 @@ def last_fall(rows: list[Row], settings: Settings) -> Found | None:
 
 
 @claim(
-    "Winnow's gate to a target is better than every published row on both axes at once",
+    "with images shifted by a pixel, depth 4 and 200 epochs Winnow's gate to a target is better than every published row on "
+    "both axes at once (no published row has shifts)",
     published="the table's seven rows",
 )
 def better_on_both_axes(rows: list[Row], settings: Settings) -> Found:
-    points = _points(rows, settings).values()
-    return _points_said(rows, settings), all(
-        any(e < error and left < fraction for e, left in points) for error, fraction in PUBLISHED.values()
-    )
+    beaten = _beaten(_points(rows, settings).values())
+    return f"better than {beaten} of 7 rows; {_points_said(rows, settings)}", beaten == 7
+
+
+@claim("the same without shifted images, 100 epochs", published="the table's seven rows")
+def better_without_shifts(rows: list[Row], settings: Settings) -> Found | None:
+    points = [point for (name, _), point in _points(rows, settings).items() if not settings["ours"][name]["shift"]]
+    return (f"better than {_beaten(points)} of 7 rows", _beaten(points) == 7) if points else None
+
+
+def _beaten(points: Iterable[tuple[float, float]]) -> int:
+    """How many published rows have a larger error and a larger fraction left than one of these points."""
+    at = list(points)
+    return sum(any(e < error and left < most for e, left in at) for error, most in PUBLISHED.values())
 
 
 @claim("≤ 1.7 % error at ≤ 1.25 % left and ≤ 2.0 % at ≤ 0.6 % (means)", published="no row is near")
 def targets_met(rows: list[Row], settings: Settings) -> Found:
     points, aims = _points(rows, settings).values(), ((1.7, 0.0125), (2.0, 0.006))
-    return _points_said(rows, settings), all(
-        any(e <= aim and left <= most + 1e-5 for e, left in points) for aim, most in aims
-    )
+    return "see above", all(any(e <= aim and left <= most + 1e-5 for e, left in points) for aim, most in aims)
 
 
 def _said(row: Row) -> str:
@@ -269,16 +284,28 @@ EXPERIMENT = Experiment(
     name="dropout-mnist",
     paper=DROPOUT,
     title="LeNet-300-100 on MNIST: the seven methods and a target",
-    claims=(same_gradients, sparse_early, local_is_accurate, last_fall, better_on_both_axes, targets_met),
-    differs="As the authors' notebook: 48,000 training images (random state 42), batch 128, Adam with "
-    "linearly falling rate, tolerance 0.05, its λ and rates. Their λ = 1/60000 for variational dropout is kept. "
-    "Other slips are not copied: adaptation also on validation batches, and the proximal step with the weight "
-    "after the step (here before it, so that its fixed points are the objective's). 100 epochs (published: 200), 200 "
-    "and 250 for the last two recipes: at 0.6 % 200 epochs gave 2.003 ± 0.04 %, just missing 2.0, so it got 50 more. Winnow: a "
-    "gate on single weights, SGD with momentum 0.9, cosine, `Toward` the fraction wanted, weight decay on the weights. The "
-    "first recipe (depth 3) drops a fifth of the pixels; the others move the images by up to a pixel, which no published "
-    "row did; the last two have depth 4 and twice the rate. Recipes were chosen on the other 12,000 images, with seed 0; "
-    "at 0.6 % the second recipe had 2.26 % error (seed 0).",
+    claims=(
+        same_gradients,
+        sparse_early,
+        local_is_accurate,
+        last_fall,
+        better_on_both_axes,
+        better_without_shifts,
+        targets_met,
+    ),
+    differs="As the authors' notebook: 48,000 training images (random state 42), batch 128, Adam with linearly falling "
+    "rate, tolerance 0.05, its λ and rates. Their λ = 1/60000 for variational dropout is kept. Other slips are not "
+    "copied: adaptation also on validation batches, and the proximal step with the weight after the step (here before "
+    "it, so that its fixed points are the objective's). 100 epochs (published: 200), 200 and 250 for the last two "
+    "recipes: at 0.6 % 200 epochs gave 2.003 ± 0.04 %, just missing 2.0, so it got 50 more. Winnow: a gate on single "
+    "weights, SGD with momentum 0.9, cosine, `Toward` the fraction wanted, weight decay on the weights. The first recipe "
+    "(depth 3) drops a fifth of the pixels; the others move the images by up to a pixel, which no published row did; the "
+    "last two have depth 4 and twice the rate. Recipes were chosen on the other 12,000 images, with seed 0; at 0.6 % the "
+    "second recipe had 2.26 % error (seed 0).",
+    failed="At half of the published epochs the rows of variational dropout and AdaProx are not reproduced: VarDrop+LR "
+    "begins to sparsify after epoch 30 and then has 70 epochs left instead of 170; with it and without VarDrop leaves "
+    "more weights, and VarDrop+LR+AR errs more. Without shifts Winnow's 1.85 % loses to VarDrop (1.54) and VarDrop+LR "
+    "(1.41), which leave 48 and 7 times as many weights.",
     full=FULL,
     quick=FULL
     | {

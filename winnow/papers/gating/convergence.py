@@ -144,9 +144,9 @@ EXPERIMENT = Experiment(
     title="The gated objective becomes the sparse one",
     claims=(exponential, faster_with_strength, slower_with_depth, imbalance_decays),
     differs="Published as curves; learning rate, batch and λ are ours (0.1 constant, 256, 60 epochs; plain SGD as the "
-    "theory has it). Groups are the incoming weights of the hidden neurons. λ = 2·λ_paper/D. The worst group's "
-    "imbalance follows the flow until it meets the floor that finite steps feed (up to η²‖g‖²s² each), the sooner "
-    "the larger λ.",
+    "theory has it). Groups are the incoming weights of the hidden neurons. λ = 2·λ_paper/D. The worst group's imbalance "
+    "follows the flow until it meets the floor that finite steps feed (up to η²‖g‖²s² each, η the rate, g the gradient, "
+    "s the product of the gates), the sooner the larger λ.",
     full=FULL,
     quick=FULL
     | {"data": "digits", "hidden": [64, 32], "depths": [2, 3], "lambda_paper": [3e-3, 6e-3], "batch": 32, "epochs": 25},

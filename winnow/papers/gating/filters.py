@@ -231,14 +231,13 @@ EXPERIMENT = Experiment(
     title="Filters of VGG-16 on CIFAR-10",
     claims=(leads_within_5, leads_within_10, target_met, faster_in_fact),
     differs="Shrunk for two cores: an eighth of the width (0.23 M parameters instead of 15 M), 10 epochs instead of 200, "
-    "two λ per method, the JPEG copy of the data with shifts and mirrorings. Batches of 32 and a normalisation with "
-    "ε = 0.01: a filter behind a normalisation can only be told from another by that ε (its loss does not change with its "
+    "two λ per method, the JPEG copy of the data with shifts and mirrorings. Batches of 32 and a normalisation with ε = "
+    "0.01: a filter behind a normalisation can only be told from another by that ε (its loss does not change with its "
     "size), and in few epochs the norms do not come down to 1e-5. With ε = 1e-5, λ = 2e-3 to 0.1 made either hardly a "
-    "zero (65 to 74 %) or, before the network had learnt anything, nearly all (24 %). Rates of 0.05 for all (published 0.3 "
-    "or 0.4 for gates, 0.1 for the others: worse in few epochs). "
-    '"units" is Winnow\'s own: whole units, gate of depth 3, down to a share of the MACs in the first third of the '
-    "training; what is left trains on as a smaller model; also from twice the width. The best accuracy is that of a "
-    "width. Selected on test accuracy, as published.",
+    "zero (65 to 74 %) or, before the network had learnt anything, nearly all (24 %). Rates of 0.05 for all (published "
+    '0.3 or 0.4 for gates, 0.1 for the others: worse in few epochs). "units" is Winnow\'s own: whole units, gate of depth '
+    "3, down to a share of the MACs in the first third of the training; what is left trains on as a smaller model; also "
+    "from twice the width. The best accuracy is that of a width. Selected on test accuracy, as published.",
     full=FULL,
     quick=FULL
     | {

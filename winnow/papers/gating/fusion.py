@@ -137,9 +137,11 @@ def clearer_with_depth(rows: list[Row], settings: Settings) -> Found:
             (idle, p) for mix, idle in IDLE.items() for row in among(rows, mix=mix, depth=D) for p in row["points"]
         ]
         left[D] = mean([float(p[idle] > 0) for idle, p in points])
+        count = len(points)
     order = [left[D] for D in settings["depths"]]
-    said = ", ".join(f"D = {D}: {share:.2f}" for D, share in left.items())
-    return said, order == sorted(order, reverse=True) and order[0] > order[-1]
+    said = ", ".join(f"D = {D}: {round(share * count)}" for D, share in left.items()) + f" of {count} points"
+    clear = order[0] - order[-1] > 2 / count**0.5  # four standard errors of a share, at most
+    return said, (order == sorted(order, reverse=True)) if clear else None
 
 
 def draw(rows: list[Row], settings: Settings) -> Any:
@@ -188,8 +190,11 @@ EXPERIMENT = Experiment(
     title="Late fusion",
     claims=(idle_one_removed, both_stay, clearer_with_depth),
     differs="Digit value mixed with six smooth functions of U[−1, 1], 2,000 samples for training and validation, 2,000 "
-    "for testing, SGD with momentum 0.8, batch 32, rate 5e-3, as published; 100 epochs instead of 300, cosine, "
-    "small fully connected branches; the functions, the noise 0.1 and the λ grid are ours; 2 seeds.",
+    "for testing, SGD with momentum 0.8, batch 32, rate 5e-3, as published; 100 epochs instead of 300, cosine, small "
+    "fully connected branches; the functions, the noise 0.1 and the λ grid are ours; 2 seeds.",
+    failed="At mix 1 every run removes the table. At mix 0 none removes the image: the λ chosen, 0.06 to 0.1, leaves it "
+    "at 0.3 to 8 % of the table's norm, and the next λ of the grid, which removes it, is beyond one standard error. The "
+    "grid is too coarse there, and these are a third of the epochs.",
     full=FULL,
     quick=FULL | {"data": "digits", "depths": [2, 3], "lambda_paper": [0.03, 0.2], "epochs": 15},
     cells=cells,

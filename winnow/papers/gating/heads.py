@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ from winnow.jobs.data import Text
 from winnow.jobs.models import GPTConfig, NanoGPT
 from winnow.jobs.train import evaluate
 
-from ..base import Bench, Cell, Experiment, Found, Row, Settings, Table, among, claim
+from ..base import Bench, Cell, Experiment, Found, Outcome, Row, Settings, Table, Verdict, among, claim
 from ..data import text
 from ..plots import curve, label, panels
 from ..texts import GATING
@@ -89,24 +90,38 @@ def _pruned(model: NanoGPT, data: Text, size: Tensor, settings: Settings) -> lis
     return out
 
 
-@claim(
-    "gates trade validation loss smoothly against head sparsity; direct L2,1 never makes a zero",
-    published="yes (curves)",
-)
-def gates_make_zeros(rows: list[Row], settings: Settings) -> Found:
+@claim("gates take out half of the heads within 0.1 nats of dense", published="far sparser before degrading (curves)")
+def half_can_go(rows: list[Row], settings: Settings) -> Found:
     count, dense = settings["layers"] * settings["heads"], among(rows, method="dense")[0]["loss"]
-    zeros = max(count - row["alive"] for row in among(rows, method=DIRECT))
     gated = [row for row in rows if row["method"] in GATED]
     sparse = [row for row in gated if row["alive"] <= count // 2 and row["loss"] < dense + 0.1]
-    said = f"half of the heads gone within 0.1 nats of dense ({dense:.3f}): {len(sparse)} settings; "
-    return f"{said}direct: at most {zeros} zeros", bool(sparse) and zeros == 0
+    return f"{len(sparse)} settings (dense {dense:.3f})", bool(sparse)
+
+
+@claim("the trade is smooth: as λ grows, every depth keeps fewer heads, for a higher loss", published="yes (curves)")
+def trade_is_smooth(rows: list[Row], settings: Settings) -> Found:
+    said, smooth = [], True
+    for method in GATED:
+        found = among(rows, method=method)
+        heads, losses = [row["alive"] for row in found], [row["loss"] for row in found]
+        jump = max((b - a for a, b in itertools.pairwise(losses)), default=0.0)
+        said.append(f"{method} {', '.join(map(str, heads))} heads, largest step {jump:.2f} nats")
+        smooth &= heads == sorted(heads, reverse=True) and jump < 0.1
+    return "; ".join(said), smooth
+
+
+@claim("direct L2,1 never makes a zero", published="yes")
+def direct_makes_no_zero(rows: list[Row], settings: Settings) -> Found:
+    count = settings["layers"] * settings["heads"]
+    zeros = max(count - row["alive"] for row in among(rows, method=DIRECT))
+    return f"at most {zeros}, with rates that end at a tenth (see below)", zeros == 0
 
 
 @claim("with direct L2,1 the smallest and the largest head norm converge for large λ", published="yes")
 def norms_converge(rows: list[Row], settings: Settings) -> Found:
     ratios = [row["norms"][-1] / row["norms"][0] for row in among(rows, method=DIRECT)]
     said = "largest over smallest norm " + ", ".join(f"{r:.1f}" for r in ratios) + " as λ grows"
-    return said, ratios[-1] < ratios[0]
+    return said, ratios[-1] < 2
 
 
 @claim("at every share of heads removed, gates lose less than direct L2,1 pruned by norm afterwards", published="yes")
@@ -120,7 +135,8 @@ def smaller_and_equal(rows: list[Row], settings: Settings) -> Found:
     shrunk = [row for row in rows if row.get("parameters")]
     worst = max((row["max_error"] for row in shrunk), default=math.nan)
     less = bool(shrunk) and all(row["parameters"][1] < row["parameters"][0] for row in shrunk)
-    return f"{len(shrunk)} models, outputs within {worst:.0e}", less and worst < 1e-4
+    equal = "equal bit for bit" if worst == 0 else f"within {worst:.0e}"
+    return f"{len(shrunk)} models, outputs {equal}", less and worst < 1e-4
 
 
 def _envelope(rows: list[Row], count: int) -> tuple[int, int]:
@@ -190,16 +206,28 @@ EXPERIMENT = Experiment(
     name="gating-heads",
     paper=GATING,
     title="Attention heads on Tiny Shakespeare",
-    claims=(gates_make_zeros, norms_converge, gates_lose_less, smaller_and_equal),
-    differs="Shrunk for two cores: 3 layers of 8 heads, width 64, context 64, batch 16 (published: 6 layers of 12 heads, width "
-    "384, context 256, batch 32, a larger text). 3,000 steps of Adam, single runs, threshold 1e-5, as published; cosine from "
-    "2e-3 (published: 1e-3) to a tenth of it, as nanoGPT has it. The end matters: down to 0, Adam's last steps are less than "
-    "the threshold, and direct L2,1 makes zeros as well (23 of 24 heads at λ_paper = 0.1). So does the sum of the rates, as "
-    "Adam moves a factor by its rate at most: with a sum of 0.5 (1,000 steps at 1e-3) no gate of any depth made a single zero "
-    "under λ_paper up to 0.03. A head's group is its Q, K and V (published: V alone). "
-    "That gates do not lose less than direct L2,1 pruned afterwards is likely Adam's doing: it divides gradients by "
-    "their size, so the penalty's constant pull sinks heads of little use to 1/1000 of the others while the useful hardly feel "
-    "it, and 18 of 24 can be cut for nothing (1.871); the paper's curves for this variant are of far larger models.",
+    claims=(half_can_go, trade_is_smooth, direct_makes_no_zero, norms_converge, gates_lose_less, smaller_and_equal),
+    differs="Shrunk for two cores: 3 layers of 8 heads, width 64, context 64, batch 16 (published: 6 layers of 12 heads, "
+    "width 384, context 256, batch 32, a larger text). 3,000 steps of Adam, single runs, threshold 1e-5, as published; "
+    "cosine from 2e-3 (published: 1e-3) to a tenth of it, as nanoGPT has it; λ_paper from 1e-3 to 0.1 (published: 1e-4 "
+    "to 1e2). The end matters: down to 0, Adam's last steps are less than the threshold, and direct L2,1 makes zeros as "
+    "well (23 of 24 heads at λ_paper = 0.1). So does the sum of the rates, as Adam moves a factor by its rate at most: "
+    "with a sum of 0.5 (1,000 steps at 1e-3) no gate of any depth made a single zero under λ_paper up to 0.03 (both seen "
+    "in trials of which no record was kept). A head's group is its Q, K and V (published: V alone).",
+    failed="At λ_paper = 0.006 every depth loses 0.2 nats at once, and D = 3 keeps more heads than at 0.004: the "
+    "strength then acts before anything is learnt. The head norms under direct L2,1 were followed to λ_paper = 0.1 only, "
+    "where they are not yet alike. That gates do not lose less than direct L2,1 pruned afterwards is perhaps Adam's "
+    "doing (not tried under SGD): it divides gradients by their size, so the penalty's constant pull sinks heads of "
+    "little use to 1/1000 of the others while the useful hardly feel it, and 18 of 24 can be cut for nothing (1.871); "
+    "the paper's curves are of far larger models.",
+    beyond=(
+        Verdict(
+            "the same at the published size (6 layers of 12 heads)",
+            "curves",
+            "hours a setting on two cores",
+            Outcome.NOT_RUN,
+        ),
+    ),
     full=FULL,
     quick=FULL
     | {

@@ -169,9 +169,9 @@ EXPERIMENT = Experiment(
     title="What a gate costs",
     claims=(gates_are_few, steps_cost_little),
     differs="On two CPU cores in place of a GPU: the networks at half of their published width for the times (full width "
-    "for the counts), windows of 128 characters, medians of 30 steps taken in turns with dense ones. Winnow keeps "
-    "one shared gate per group at every depth, where the paper has D − 1. The plain step; what the compiled one gains is "
-    "in records/step-time-*.json. Memory: counted, not measured.",
+    "for the counts), windows of 128 characters, medians of 30 steps taken in turns with dense ones. Winnow keeps one "
+    "shared gate per group at every depth, where the paper has D − 1. The plain step; what the compiled one gains is in "
+    "records/step-time-*.json. Memory: counted, not measured.",
     full=FULL,
     quick=FULL | {"nets": {"LeNet-300-100": [32]}, "depths": [3], "divide": {"count": 4, "time": 8}, "repeats": 3},
     cells=cells,

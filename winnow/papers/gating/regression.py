@@ -144,7 +144,13 @@ def keeps_the_true_ones(rows: list[Row], settings: Settings) -> Found:
     return said, all(6 <= active <= 9 and true > 6 for active, true in kept.values())
 
 
-@claim("direct gradient descent on the group norm keeps most groups above 1e-6 at every λ", published="far off")
+@claim("direct gradient descent on the group norm is far off in error", published="far off")
+def direct_is_far_off(rows: list[Row], settings: Settings) -> Found:
+    direct, exact = (_at_best(rows, m, "rmse") for m in ("subgradient", "FISTA"))
+    return f"RMSE {direct:.4f} at its best λ, FISTA {exact:.4f}", direct > 1.05 * exact
+
+
+@claim("it keeps most groups above 1e-6 at every λ (ours)", published="not given")
 def direct_keeps_most(rows: list[Row], settings: Settings) -> Found:
     least = min(p["active"] for row in among(rows, method="subgradient") for p in row["points"])
     return f"at least {least} of 40 groups", least > 20
@@ -211,10 +217,13 @@ EXPERIMENT = Experiment(
     name="gating-regression",
     paper=GATING,
     title="Group-sparse regression",
-    claims=(equals_group_lasso, beats_group_lasso, keeps_the_true_ones, direct_keeps_most),
-    differs="As published (200 + 2000 samples, 40 groups of 5, 7 true, full batch, momentum 0.9, 1500 iterations, cosine, "
-    "30 λ, 10 repetitions, threshold 1e-6), but with rate 1e-2 instead of 5e-2, at which D = 3 and 4 lose true "
-    "groups or blow up on some seeds. Best λ by test error, as published, for every method alike.",
+    claims=(equals_group_lasso, beats_group_lasso, keeps_the_true_ones, direct_is_far_off, direct_keeps_most),
+    differs="As published (200 + 2000 samples, 40 groups of 5, 7 true, full batch, momentum 0.9, 1500 iterations, "
+    "cosine, 30 λ, 10 repetitions, threshold 1e-6), but with rate 1e-2 instead of 5e-2, at which D = 3 and 4 lose true "
+    "groups or blow up on some seeds. Best λ by test error (our choice), for every method alike.",
+    failed="1,500 steps with a cosine to 0 bring the subgradient as close to the group lasso as D = 2 comes; what it "
+    "lacks are exact zeros, and D = 2 has a like tail of groups that are still on their way (35.3 and 33.8 at their best "
+    "λ, FISTA 26.6).",
     full=FULL,
     quick=FULL | {"grid": [1e-2, 5.0, 7]},
     cells=cells,

@@ -45,6 +45,8 @@ def best(rows: list[Row], net: str, method: str, settings: Settings) -> list[flo
 
 MILD, SPARSE = 0.5, 0.949
 """Sparsities at which the figure's middle and its tail begin."""
+CHANCE = 15
+"""Accuracy in % up to which ten classes are told apart by chance."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,16 @@ def masks_help(rows: list[Row], settings: Settings) -> Found:
     published="yes (curves; ImageNet 95 %: 71.30, spred 69.47, STR 64.94)",
 )
 def leads_where_sparse(rows: list[Row], settings: Settings) -> Found:
-    curves, first = Curves(rows, settings), {}
-    sparse = curves.between(SPARSE)
+    curves, said, holds = Curves(rows, settings), {}, True
     for net in curves.nets:
         ours = curves(net, "PILoT")
         rivals = [curves(net, m) for m in methods(settings["nets"][net]) if not m.startswith("PILoT")]
-        first[net] = sum(ours[i] >= max(rival[i] for rival in rivals) - 0.05 for i in sparse)
-    return _each(first, f"first or level at {{}} of {len(sparse)} sparsities"), min(first.values()) == len(sparse)
+        best_of = {i: max(rival[i] for rival in rivals) for i in curves.between(SPARSE)}
+        alive = [i for i, top in best_of.items() if max(top, ours[i]) > CHANCE]
+        first = sum(ours[i] >= best_of[i] - 0.05 for i in alive)
+        said[net] = f"{first} of {len(alive)} sparsities at which any method is above {CHANCE} %"
+        holds &= first == len(alive) > 0
+    return _each(said, "first or level at {}"), holds
 
 
 @claim("strong L1 on the weights competes up to high sparsity, then collapses", published="yes (curves)")
@@ -105,7 +110,8 @@ def l1_collapses(rows: list[Row], settings: Settings) -> Found:
         l1, ours = curves(net, "L1 on x"), curves(net, "PILoT")
         lost = max(curves(net, "plain")[0] - l1[i] for i in curves.between(MILD, SPARSE))
         fall, own = l1[edge] - l1[-1], ours[edge] - ours[-1]
-        said.append(f"{net}: at most {lost:.1f} points lost below 95 %, then {fall:.1f} to the end (PILoT {own:.1f})")
+        then = f"then {fall:.1f} to the end (PILoT {own:.1f})" if l1[edge] > CHANCE else "from 95 % on at chance"
+        said.append(f"{net}: at most {lost:.1f} points lost below 95 %, {then}")
         holds &= lost < 5 and fall >= 10 and fall > own
     return "; ".join(said), holds
 
@@ -128,14 +134,35 @@ def controller_level(rows: list[Row], settings: Settings) -> Found:
     return said, all(abs(points) < 1 for points in ahead.values())
 
 
-@claim(
-    "L1 on m, and spred from independent factors, are below PILoT at 95 % sparsity and more", published="yes (curves)"
-)
-def variants_below(rows: list[Row], settings: Settings) -> Found:
+@claim("L1 on m is below PILoT at 95 % sparsity and more", published="yes (curves)")
+def l1_on_m_below(rows: list[Row], settings: Settings) -> Found:
+    return _below(rows, settings, "L1 on m")
+
+
+@claim("spred from independent factors is below PILoT at 95 % sparsity and more", published="yes (curves)")
+def spred_below(rows: list[Row], settings: Settings) -> Found:
+    return _below(rows, settings, "spred, independent start")
+
+
+@claim("continuous sparsification is below PILoT in this set-up, from 95 % on", published="yes (curves)")
+def continuous_below(rows: list[Row], settings: Settings) -> Found | None:
+    return (
+        _below(rows, settings, "continuous sparsification")
+        if "continuous sparsification" in settings["strengths"]
+        else None
+    )
+
+
+def _below(rows: list[Row], settings: Settings, method: str) -> Found:
+    """At how many sparsities of the tail PILoT is ahead of it, on the network with all comparisons."""
     curves = Curves(rows, settings)
-    ahead = {(net, m): curves.ahead(net, "PILoT", m, SPARSE) for net in curves.also for m in ALSO[1:]}
-    said = "; ".join(f"{net}: {points:+.1f} points over {m}" for (net, m), points in ahead.items())
-    return said, min(ahead.values()) > 0
+    won = {
+        net: [curves(net, "PILoT")[i] > curves(net, method)[i] for i in curves.between(SPARSE)] for net in curves.also
+    }
+    said = {net: f"PILoT is ahead at {sum(found)} of {len(found)}" for net, found in won.items()}
+    mean_lead = {net: curves.ahead(net, "PILoT", method, SPARSE) for net in curves.also}
+    words = "; ".join(f"{net}: {said[net]}, by {mean_lead[net]:+.1f} points on the mean" for net in said)
+    return words, all(all(found) for found in won.values())
 
 
 def _each(values: dict[str, Any], words: str) -> str:

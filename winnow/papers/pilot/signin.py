@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import winnow
 from winnow.jobs.models import LeNet300100
 
-from ..base import Bench, Cell, Experiment, Found, Row, Settings, Table, among, claim, mean, spread
+from ..base import Bench, Cell, Experiment, Found, Outcome, Row, Settings, Table, Verdict, among, claim, mean, spread
 from ..data import examples
 from ..plots import curve, label, panels
 from ..texts import PILOT
@@ -138,8 +138,9 @@ def _ahead(rows: list[Row], settings: Settings, method: str, rival: str) -> bool
 )
 def recovers_signs(rows: list[Row], settings: Settings) -> Found:
     case = {m: _learnt(rows, m, 8)["a<0<w"] for m in METHODS[:3]}
-    said = ", ".join(f"{m} {100 * share:.0f} %" for m, share in case.items()) + " learnt"
-    return said, case["Sign-In"] > case["plain"] + 0.25
+    single = {m: _learnt(rows, m, 1)["a<0<w"] for m in METHODS[:3]}
+    said, alone = (", ".join(f"{m} {100 * x:.0f} %" for m, x in found.items()) for found in (case, single))
+    return f"8 inputs: {said} learnt; one input: {alone}", case["Sign-In"] > case["plain"] + 0.25
 
 
 @claim("with one input, no start with w < 0 is repaired", published="yes (theory)")
@@ -149,7 +150,8 @@ def one_input_is_lost(rows: list[Row], settings: Settings) -> Found:
 
 
 @claim(
-    "under a random mask, Sign-In beats plain training at every sparsity", published="+0.9 to +1.6 points (ResNet-20)"
+    "under a random mask, Sign-In beats plain training at every sparsity",
+    published="+1.1 to +1.6 points (ResNet-20, 80 to 95 %)",
 )
 def beats_plain(rows: list[Row], settings: Settings) -> Found:
     return _against(rows, settings, "Sign-In", "plain"), _ahead(rows, settings, "Sign-In", "plain")
@@ -205,8 +207,22 @@ EXPERIMENT = Experiment(
     title="Sign-In's reset and HAM's step under random masks",
     claims=(recovers_signs, one_input_is_lost, beats_plain, reset_matters, ham_level),
     differs="LeNet-300-100 on Fashion-MNIST in place of ResNet-20 on CIFAR-10 and ResNet-50 on ImageNet; SGD with "
-    "momentum 0.9, rate 0.1 with cosine for all methods, 30 epochs, resets every 3 epochs (open in the paper), "
-    "HAM with its published β and α = 20 (at 200 this network does not train), 3 seeds.",
+    "momentum 0.9, rate 0.1 with cosine for all methods, 30 epochs, resets every 3 epochs (open in the paper), HAM with "
+    "its published β and α = 20 (at 200 this network does not train), sparsities 90, 95 and 98 % (published 80, 90 and "
+    "95 %), 3 seeds.",
+    failed="At 98 % the error is the mask's, not the method's: plain, m ⊙ v and Sign-In agree seed by seed to 0.5 points "
+    "(about 15.9, 37.1 and 28.1 %); a uniform mask leaves about 20 of the last layer's 1,000 weights, which perhaps cuts "
+    "classes off. At 90 % Sign-In is worse than plain training on all three seeds. The reset does nothing here, in the "
+    "one neuron either (96 % with and without it): in 30 epochs without weight decay the gap has little to die of, we "
+    "think.",
+    beyond=(
+        Verdict(
+            "the same with ResNet-20 on CIFAR-10 and ResNet-50 on ImageNet",
+            "88.25 → 89.37, 86.25 → 87.83, 83.56 → 84.74 (ResNet-20)",
+            "hundreds of epochs of a ResNet; ImageNet is not at hand",
+            Outcome.NOT_RUN,
+        ),
+    ),
     full=FULL,
     quick=FULL
     | {"data": "digits", "hidden": [64, 32], "sparsity": [0.9], "batch": 32, "epochs": 4, "neuron_steps": 800},
