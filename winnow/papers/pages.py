@@ -54,8 +54,9 @@ def _body(record: dict[str, Any], folder: Path, short: bool = False) -> list[str
     if record.get("diverged"):
         cells = [said.partition(";")[0] + ")" * (";" in said) for said in record["diverged"]]
         lines += ["", "Diverged, and left out: " + "; ".join(cells) + "."]
-    if len(record.get("commits", ())) > 1:
-        lines += ["", f"Made of {len(record['commits'])} commits, as it was resumed after a change."]
+    if len(made := record.get("made_by", {})) > 1:
+        parts = ", ".join(f"{count} at {_short(commit)}" for commit, count in made.items())
+        lines += ["", f"Resumed after a change; cells by commit: {parts}."]
     lines += ["", "**What differs.** " + record["differs"]]
     if record.get("failed"):
         lines += ["", "**What failed, and why, we think.** " + record["failed"]]
@@ -67,6 +68,11 @@ def _body(record: dict[str, Any], folder: Path, short: bool = False) -> list[str
         settings = [f"{key} = {value}" for key, value in record["settings"].items()]
         lines += ["", "Settings: " + "; ".join(settings) + ". All numbers: `raw.json`."]
     return [*lines, ""]
+
+
+def _short(commit: str) -> str:
+    """Its first letters, and whether there were changes not yet committed."""
+    return commit[:8] + commit[40:]
 
 
 def _time(seconds: float) -> str:

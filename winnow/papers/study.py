@@ -11,6 +11,7 @@ import multiprocessing
 import shutil
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +188,7 @@ def _words_of(experiment: Experiment, rows: list[Row], settings: dict[str, Any])
         "title": experiment.title,
         "differs": experiment.differs,
         "failed": experiment.failed,
+        "made_by": dict(Counter(row["commit"] for row in rows if row.get("commit"))),
         "verdicts": [{**vars(v), "outcome": v.outcome.value} for v in judged(experiment, rows, settings)],
         "table": None if table is None else {"columns": list(table.columns), "rows": [list(row) for row in table.rows]},
     }

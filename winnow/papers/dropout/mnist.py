@@ -303,7 +303,7 @@ EXPERIMENT = Experiment(
     "last two have depth 4 and twice the rate. Recipes were chosen on the other 12,000 images, with seed 0; at 0.6 % the "
     "second recipe had 2.26 % error (seed 0).",
     failed="At half of the published epochs the rows of variational dropout and AdaProx are not reproduced: VarDrop+LR "
-    "begins to sparsify after epoch 30 and then has 70 epochs left instead of 170; with it and without VarDrop leaves "
+    "begins to sparsify after epoch 30 and then has 70 epochs left instead of 170; VarDrop, with it or without, leaves "
     "more weights, and VarDrop+LR+AR errs more. Without shifts Winnow's 1.85 % loses to VarDrop (1.54) and VarDrop+LR "
     "(1.41), which leave 48 and 7 times as many weights.",
     full=FULL,
