@@ -127,12 +127,18 @@ def _point(model: VGG16, ratio: float, method: str, data: Any, settings: Setting
 
 def furthest(rows: list[Row], method: str, within: float) -> dict[str, Any] | None:
     """The point of the largest FLOP speed-up within so many points of the best accuracy of all runs of its width."""
+    found = [p for lost, p in _lost(rows, method) if lost <= within]
+    return max(found, key=lambda p: float(p["flops"]), default=None)
+
+
+def _lost(rows: list[Row], method: str) -> list[tuple[float, dict[str, Any]]]:
+    """A method's points, each with what it loses against the best accuracy of all runs of its width."""
     found = []
     for width in {row["width"] for row in rows}:
         best = max(p["accuracy"] for row in among(rows, width=width) for p in row["points"])
         points = [p for row in among(rows, method=method, width=width) for p in row["points"]]
-        found += [p for p in points if p["accuracy"] >= best - within]
-    return max(found, key=lambda p: p["flops"], default=None)
+        found += [(best - p["accuracy"], p) for p in points]
+    return sorted(found, key=lambda pair: float(pair[1]["flops"]))
 
 
 def _flops(point: dict[str, Any] | None) -> float:
@@ -143,7 +149,7 @@ def _leads(rows: list[Row], within: float) -> Found:
     """Speed-ups within so many points of the best accuracy; whether a gate of the paper's is first."""
     top = {m: _flops(furthest(rows, m, within)) for m in (*GATED, "L2,1", "slimming") if among(rows, method=m)}
     rest = max(x for m, x in top.items() if m not in GATED)
-    said = ", ".join(f"{m} {x:.1f}×" for m, x in top.items())
+    said = ", ".join(f"{m} {x:.1f}×" if x else f"{m} none" for m, x in top.items())
     return said, max((x for m, x in top.items() if m in PAPERS), default=0.0) > rest
 
 
@@ -169,7 +175,8 @@ def leads_within_10(rows: list[Row], settings: Settings) -> Found:
 @claim("FLOP speed-up within 5 points ≥ 19×", published="18.88× (D = 4)")
 def target_met(rows: list[Row], settings: Settings) -> Found:
     flops = _furthest_gate(rows)["flops"]
-    return f"{flops:.1f}×", flops >= 19
+    units = ", ".join(f"{p['flops']:.1f}× at {lost:.1f} points" for lost, p in _lost(rows, "units"))
+    return f"{flops:.1f}×; units: {units}", flops >= 19
 
 
 @claim(
@@ -177,19 +184,29 @@ def target_met(rows: list[Row], settings: Settings) -> Found:
     published="theoretical FLOPs only",
 )
 def faster_in_fact(rows: list[Row], settings: Settings) -> Found:
-    p = _furthest_gate(rows)
-    said = f"{p['faster']:.1f}× at {p['flops']:.1f}× fewer FLOPs, outputs within {p['error']:.0e}"
-    return said, p["flops"] >= 2 and p["faster"] > 0.5 * p["flops"] and p["error"] < 1e-4
+    points = [p for _, p in _lost(rows, "units")]
+    said = ", ".join(f"{p['faster']:.1f}× at {p['flops']:.1f}× fewer FLOPs" for p in points)
+    worst = max((p["error"] for p in points), default=1.0)
+    like = all(p["faster"] > 0.5 * p["flops"] for p in points)
+    return f"{said}; outputs within {worst:.0e}", bool(points) and like and worst < 1e-4
 
 
 def draw(rows: list[Row], settings: Settings) -> Any:
     figure, (ax,) = panels(1, width=5.6, height=4.0)
     for i, method in enumerate(m for m in (*GATED, "L2,1", "slimming") if among(rows, method=m)):
-        points = sorted((p for row in among(rows, method=method) for p in row["points"]), key=lambda p: p["flops"])
-        curve(ax, i, [p["flops"] for p in points], [p["accuracy"] for p in points], method)
+        many = len(among(rows, method=method)[0]["points"]) > 1  # one curve a run, or one of all runs of a width
+        for k, points in enumerate(_series(among(rows, method=method), "value" if many else "width")):
+            curve(ax, i, [p["flops"] for p in points], [p["accuracy"] for p in points], "_" * bool(k) + method)
     ax.set_xscale("log")
     label(ax, "VGG-16, CIFAR-10 (JPEG copy)", "FLOPs before / after", "test accuracy %")
     return figure
+
+
+def _series(rows: list[Row], by: str) -> list[list[dict[str, Any]]]:
+    """The points of the rows that share `by`, by FLOPs."""
+    keys = sorted({row[by] for row in rows})
+    series = [[p for row in among(rows, **{by: key}) for p in row["points"]] for key in keys]
+    return [sorted(points, key=lambda p: float(p["flops"])) for points in series]
 
 
 def table(rows: list[Row], settings: Settings) -> Table:
@@ -238,6 +255,11 @@ EXPERIMENT = Experiment(
     '0.3 or 0.4 for gates, 0.1 for the others: worse in few epochs). "units" is Winnow\'s own: whole units, gate of depth '
     "3, down to a share of the MACs in the first third of the training; what is left trains on as a smaller model; also "
     "from twice the width. The best accuracy is that of a width. Selected on test accuracy, as published.",
+    failed="A constant λ that makes zeros in 16,000 steps (λ times the flow time of 8 and more) is too strong to learn "
+    "under, and one that is not makes none; the paper has ten times the steps. Networks this thin have little to spare: "
+    "half of the MACs cost 4 points of the dense accuracy at a width of 8 in the same number of steps, and at a width of "
+    "16 a twentieth costs 16. What a width of 64 has to spare could not be trained here. Measured, small layers gain "
+    "less than their FLOPs, as each call costs the same.",
     full=FULL,
     quick=FULL
     | {
