@@ -422,6 +422,36 @@ def test_two_workers_never_take_the_same_job(optuna, tmp_path):
     assert len({row["pid"] for row in found}) > 1
 
 
+def test_jobs_of_other_workers_are_waited_for(optuna, tmp_path, monkeypatch):
+    """The last one is theirs: without it the record would rank a method on fewer seeds."""
+    study = begin(str(tmp_path), Plan(**PLAN))
+    *done, theirs = (study.ask() for _ in range(CELLS))
+    for trial in done:
+        trial.set_user_attr("result", {"score": 1.0})
+        study.tell(trial, 1.0)
+    theirs.set_user_attr("worker", "elsewhere 1")
+    said, slept = [], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 3:
+            theirs.set_user_attr("result", {"score": 1.0})
+            study.tell(theirs, 1.0)
+
+    monkeypatch.setattr(study_module.time, "sleep", sleep)
+    work(str(tmp_path), fake, lambda *line: said.append(line))
+    assert len(rows(study)) == CELLS and len(slept) == 3
+    assert said == [("waiting for 1 jobs of other workers", CELLS - 1, CELLS)]
+
+
+@pytest.mark.parametrize("file", ["run.json", "path.json"])
+def test_a_folder_of_another_command_is_left_alone(file, optuna, tmp_path):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(WinnowError, match="holds a run already"):
+        begin(str(tmp_path), Plan(**PLAN))
+    assert (tmp_path / file).read_text() == "{}" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_silent_worker_on_another_machine_is_dead(optuna, tmp_path, monkeypatch):
     """Its job is queued again; one that gave a sign of life a moment ago is left alone."""
     seen = []

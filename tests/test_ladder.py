@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import winnow
 from winnow import Channels, Decay, Elements, Gating, LogSum, Lp, Masking
-from winnow.errors import FileError, ScheduleError
+from winnow.errors import FileError, ScheduleError, WinnowError
 from winnow.ladder import _lengths
 from winnow.routes import Dropout, Expected
 
@@ -139,6 +139,15 @@ def test_what_takes_little_away_gets_a_small_rate(tmp_path):
 
     climb(tmp_path / "p", fit=noted)
     assert rates == pytest.approx([0.1, 0.1 * 0.5, 0.1 * 0.8])
+
+
+@pytest.mark.parametrize("example", [X[0], torch.randn(2, 7)])
+def test_an_example_that_cannot_be_used_is_told_before_the_training(example, tmp_path):
+    trained = []
+    with pytest.raises((WinnowError, RuntimeError), match=r"batch axis|cannot be multiplied"):
+        winnow.path(network(), lambda *_: trained.append(1), score, optimizer=sgd, how=Gating(depth=3), where=Elements(),
+                    densities=DENSITIES, steps=60, example=example, batches=(4,), out=tmp_path / "p")  # fmt: skip
+    assert not trained
 
 
 def test_one_rate_for_all_rungs_is_not_changed(tmp_path):

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from winnow.curve import FORMAT, RECORD, SMALL, Path, Point, stored_points
-from winnow.errors import FileError, ScheduleError
+from winnow.errors import FileError, ScheduleError, TraceError
 from winnow.files import WEIGHTS, load, save
 from winnow.groups import Grouping
 from winnow.measure import measure
@@ -99,6 +99,7 @@ def path(
     if points:
         _resume(folder / f"rung-{len(points) - 1}" / STATE, model)
     else:
+        _try(model, example, batches)
         _scored(score, model)  # a score that is no number is told before the training, not after
     dense = load(folder / "rung-0" / SMALL, lambda: copy.deepcopy(template)) if points else None
     for k in range(len(points), len(densities)):
@@ -111,6 +112,19 @@ def path(
         points.append(point)
         _write(folder / RECORD, {**asked, "points": [dataclasses.asdict(p) for p in points]})
     return Path(folder, tuple(points), template)
+
+
+def _try(model: nn.Module, example: Example, batches: Sequence[int]) -> None:
+    """What is done on every rung, on the model as it is: its errors come before the training, not after."""
+    with torch.random.fork_rng(devices=[]):
+        small, _ = compact(copy.deepcopy(model).eval(), example)
+        try:
+            measure(model, small, example, batches=batches, seconds=0.0)
+        except RuntimeError as error:
+            raise TraceError(
+                f"the model cannot be called with the example repeated along its first axis, for batches={tuple(batches)}: "
+                f"{error}. Give an example with a batch axis, or other batches"
+            ) from error
 
 
 def _said(where: Where) -> str:

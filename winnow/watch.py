@@ -75,7 +75,7 @@ class Watch:
         if step >= FIRST:
             return
         for lane in lanes:
-            if lane.site.groups.size > 1 and _invariant(lane):
+            if lane.site.groups.size > 1 and not lane.site.shares and _invariant(lane):
                 self.invariant[lane.site.name] = self.invariant.get(lane.site.name, 0) + 1
         names = [name for name, count in self.invariant.items() if count == FIRST]
         if names:

@@ -39,7 +39,9 @@ def compare_command(
     console = Console()
     try:
         with said(), Tally(console) as news:
-            names = [name.strip() for name in methods.split(";")] if methods else list(ROSTERS.get(where, ()))
+            names = (
+                [name.strip() for name in methods.split(";")] if methods is not None else list(ROSTERS.get(where, ()))
+            )
             plan = Plan(command.listed(tasks), names, command.listed(keep, float), seeds, scale, where, weight_decay)
             record = command.compare(plan, out, jobs, news)
     except KeyboardInterrupt:

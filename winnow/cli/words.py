@@ -25,7 +25,7 @@ def one_of(words: object) -> str:
     return " | ".join(words)  # type: ignore[arg-type]
 
 
-Data = Annotated[str | None, typer.Argument(help=one_of(TASKS), show_default=False)]
+Data = Annotated[str | None, typer.Argument(help=one_of((*TASKS, "a .py file of yours")), show_default=False)]
 TaskFile = Annotated[str | None, typer.Option(help="A file that defines a task of your own, TASK = Task(…).")]
 How = Annotated[str, typer.Option(help=one_of(table.ROUTES))]
 Where = Annotated[str, typer.Option(help=table.WHERE_HELP)]

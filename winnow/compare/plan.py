@@ -74,7 +74,8 @@ class Plan:
 
 def _unknown(name: str, where: str) -> str:
     """A method that is not there, and what may have been meant."""
-    meant = difflib.get_close_matches(name, ROSTERS[where], 1)
+    plain = {other.lower().replace(" ", ""): other for other in ROSTERS[where]}
+    meant = [plain[word] for word in difflib.get_close_matches(name.lower().replace(" ", ""), plain, 1)]
     elsewhere = [other for other, roster in ROSTERS.items() if name in roster]
     hint = f"; did you mean {meant[0]!r}?" if meant else f"; --where {elsewhere[0]} has it" if elsewhere else ""
-    return f"no method {name!r} for {where}{hint} Choose from: {'; '.join(ROSTERS[where])} (separated by ;)"
+    return f"no method {name!r} for {where}{hint}. Choose from: {'; '.join(ROSTERS[where])} (separated by ;)"

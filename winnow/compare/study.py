@@ -71,6 +71,7 @@ def begin(where: str, plan: Plan) -> Any:
     import optuna
 
     plan.check()
+    _free(where)
     plan = replace(plan, tasks=[str(Path(word).resolve()) if word.endswith(".py") else word for word in plan.tasks])
     storage = storage_of(where)
     study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
@@ -94,6 +95,14 @@ def begin(where: str, plan: Plan) -> Any:
         if _key(cell) not in known:
             study.enqueue_trial({}, user_attrs={"cell": cell})
     return study
+
+
+def _free(where: str) -> None:
+    """Raises `WinnowError` for a folder of another command, whose run.json would be lost."""
+    folder = Path(where)
+    held = [name for name in ("run.json", "path.json") if (folder / name).exists()]
+    if "://" not in where and held and not (folder / JOURNAL).exists():
+        raise WinnowError(f"{where} holds a run already ({held[0]}) and no comparison: choose another --out")
 
 
 def _revive(study: Any) -> None:
@@ -133,7 +142,7 @@ def _readable(where: str, plan: Row | None) -> None:
 
 
 def work(where: str, run: Callable[[Row, Row, Alive], Row], news: News = lambda *_: None) -> None:
-    """Take jobs until none is left, each `run(cell, plan, alive)`.
+    """Take jobs until none is left, each `run(cell, plan, alive)`; those that others have under way are waited for.
 
     A job that fails is told as failed, with its error, and the rest goes on.
     """
@@ -141,13 +150,13 @@ def work(where: str, run: Callable[[Row, Row, Alive], Row], news: News = lambda 
 
     study = open_study(where)
     plan, aside = plan_of(study), optuna.trial.TrialState.PRUNED
-    while _trials(study, "WAITING"):
+    while _more(study, news):
         trial = study.ask()
         cell = trial.user_attrs.get("cell")
         if cell is None or _twice(study, trial.number, cell):  # another worker was quicker, or queued it as well
             study.tell(trial, state=aside)
             continue
-        trial.set_user_attr("worker", f"{socket.gethostname()} {os.getpid()}")
+        trial.set_user_attr("worker", _name())
         beat = _Beat(trial)
         if cell["phase"] == "final" and not _wait(study, cell):  # its tuning was interrupted and queued again: later
             study.tell(trial, state=aside, skip_if_finished=True)
@@ -156,6 +165,26 @@ def work(where: str, run: Callable[[Row, Row, Alive], Row], news: News = lambda 
         said = _do(study, trial, cell, plan, run, beat)
         done, all_of_them = (_count(study, *states) for states in (("COMPLETE", "FAIL"), ()))
         news(f"{cell['task']} · {cell['method']} · {_what(cell)}: {said}", done, all_of_them)
+
+
+def _more(study: Any, news: News) -> bool:
+    """Whether a job waits to be taken, now or once other workers have finished or died with theirs."""
+    told = False
+    while not _trials(study, "WAITING"):
+        _revive(study)
+        others = [t for t in _trials(study, "RUNNING") if t.user_attrs.get("worker") != _name()]
+        if not others:
+            break
+        if not told:
+            news(f"waiting for {len(others)} jobs of other workers", _count(study, "COMPLETE", "FAIL"), _count(study))
+            told = True
+        time.sleep(1.0)
+    return bool(_trials(study, "WAITING"))
+
+
+def _name() -> str:
+    """This process, among all workers."""
+    return f"{socket.gethostname()} {os.getpid()}"
 
 
 def _do(study: Any, trial: Any, cell: Row, plan: Row, run: Callable[[Row, Row, Alive], Row], beat: Alive) -> str:

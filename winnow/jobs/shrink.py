@@ -58,13 +58,18 @@ def reopen(folder: Path) -> Finished:
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if record.get("kind", "train") != "train":
-            raise WinnowError(f"{folder} was written by `winnow {record['kind']}`; give the folder of a `winnow train`")
+            raise WinnowError(
+                f"{folder} was written by `winnow {record['kind']}`; give the folder of a `winnow train`; "
+                "in Python, winnow.Path.read and winnow.pick take a path's"
+            )
         fields = {field.name for field in dataclasses.fields(Options)}
         options = Options(**{key: value for key, value in record["options"].items() if key in fields})
     except FileNotFoundError as error:
         raise WinnowError(
             f"{folder} is no run folder: it has no run.json; give what `winnow train` printed last"
         ) from error
+    except WinnowError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise WinnowError(f"{folder / 'run.json'} is damaged ({error})") from error
     from safetensors import SafetensorError

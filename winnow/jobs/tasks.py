@@ -126,9 +126,7 @@ def find(name: str, file: str | None = None) -> Task:
     """
     if file is None:
         if name not in TASKS:
-            raise WinnowError(
-                f"no task {name!r}: choose from {', '.join(TASKS)}, or give --task a file that defines it"
-            )
+            raise WinnowError(f"no task {name!r}: choose from {', '.join(TASKS)}, or give a .py file that defines one")
         return TASKS[name]
     task = read(Path(file))
     if task.name != name:
@@ -160,7 +158,7 @@ def read(path: Path) -> Task:
     spec = importlib.util.spec_from_file_location(f"winnow_task_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise WinnowError(
-            f"{path}: no such Python file: --task takes one that defines TASK = winnow.jobs.tasks.Task(…)"
+            f"{path}: no such Python file: a task of your own is one that defines TASK = winnow.jobs.tasks.Task(…)"
         )
     module = importlib.util.module_from_spec(spec)
     try:

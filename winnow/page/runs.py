@@ -131,7 +131,7 @@ def read(folder: Path | str) -> list[Run]:
         return _comparison(Path(Path(str(folder)).name), record_of(str(folder)))  # the address may hold a password
     folder = Path(folder)
     path = folder / "run.json"
-    if not path.exists() and (folder / JOURNAL).exists():
+    if _under_way(folder / JOURNAL, path):
         return _comparison(folder, record_of(str(folder)))
     if not path.exists() and (folder / RECORD).exists():
         path = folder / RECORD
@@ -146,12 +146,22 @@ def read(folder: Path | str) -> list[Run]:
         if record.get("kind") == "compare":
             return _comparison(folder, record)
         return [(_path if record.get("kind") == "path" else _train)(folder, record)]
-    except FileNotFoundError as error:
-        raise Missing(f"{folder} is no run folder: it has no run.json") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        why = "a file" if folder.is_file() else "it has no run.json"
+        raise Missing(
+            f"{folder} is no run folder: {why}; give what `winnow train`, `path` or `compare` wrote"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, WinnowError):
             raise
         raise WinnowError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _under_way(journal: Path, record: Path) -> bool:
+    """Whether a comparison's study knows more than its record, as while it runs, or after its last worker."""
+    if not journal.exists():
+        return False
+    return not record.exists() or journal.stat().st_mtime > record.stat().st_mtime
 
 
 def _train(folder: Path, record: dict[str, Any]) -> Run:
