@@ -314,3 +314,24 @@ def test_a_buffer_that_follows_the_units_is_no_weight_of_theirs(replaced):
         optimizer.step()
     run.settle()
     assert sum(int((row != 0).any()) for row in model.a.weight) == 10
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_units_are_not_told_to_be_units(units, recwarn):
+    """A normalised layer ignores the scale of its weight: rows are warned to be cut as units, units are not."""
+
+    def block(i, o, groups=1, size=3):
+        return nn.Conv2d(i, o, size, padding=size // 2, groups=groups, bias=False), nn.BatchNorm2d(o), nn.ReLU()
+
+    torch.manual_seed(0)
+    layers = [*block(3, 16), *block(16, 16), *block(16, 16, 16), *block(16, 24, size=1)]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4))
+    x, y = torch.randn(32, 3, 8, 8), torch.randint(0, 4, (32,))
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    where = winnow.Channels(x[:2]) if units else winnow.Rows()
+    winnow.attach(model, optimizer, how=winnow.Gating(depth=3), where=where, when=1e-4)
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    assert any("a normalisation follows" in str(said.message) for said in recwarn) is not units
