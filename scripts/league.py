@@ -29,8 +29,8 @@ WHEN = (
 AUTO = """Mean test accuracy in % over {tasks}, {seeds} splits each; rates are factors of the one found on the dense control;
 a dash: some diverged. For single weights `--how auto` and `recipes.auto` take a gate of depth 2: level with decay on LogSum by
 the mean rank above over all densities, and the best by this table under AdamW (under SGD masking and LogSum are ahead of it
-here); for whole units a gate of depth 3, which nothing here speaks for or against. The rate stays yours: under AdamW three
-times the dense one is better here for most."""
+here); for whole units the same, the best by mean rank over all densities. The rate stays yours: under AdamW three times the
+dense one is better here for most."""
 WORDS = {"elements": "Single weights", "channels": "Whole units"}
 WHAT = {
     "elements": "Shares are of the weights of two or more dimensions.",
@@ -191,7 +191,10 @@ def _made(folder: Path, record: dict[str, Any]) -> str:
 def _where(failed: Sequence[dict[str, Any]]) -> str:
     """What failed, by method and learning rate."""
     found = Counter((row["method"], row["phase"], row["rate"]) for row in failed)
-    cases = [f"{method} {count} at rate × {rate:g}, {phase}" for (method, phase, rate), count in found.items()]
+    cases = [
+        f"{method} {count}{'' if rate is None else f' at rate × {rate:g}'}, {phase}"
+        for (method, phase, rate), count in found.items()
+    ]
     return f" ({'; '.join(cases)})" if cases else ""
 
 

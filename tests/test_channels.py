@@ -26,6 +26,7 @@ ROUTES = {
     "decay": Decay(Lp(0.5)),
     "dropout": Dropout(LogSum(2.0)),
     "dropout expected": Dropout(Lp(1.0), Expected()),
+    "latent": winnow.Latent(),
 }
 every_route = pytest.mark.parametrize("route", ROUTES)
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)

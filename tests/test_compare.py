@@ -224,10 +224,9 @@ def test_the_number_that_is_tuned_matters_for_units(name):
 
 
 def test_what_a_route_tunes_is_its_pull_around_the_librarys_own():
-    assert toward(Setting(0.1, 100, ours.PULLS[0])) == winnow.Toward(0.1, 100)
+    assert toward(Setting(0.1, 100, ours.PULLS[0])).pace == winnow.Toward(0.1, 100).pace
     assert {toward(Setting(0.1, 100, trial)).pull for trial in ours.PULLS} == {0.3, 1.0, 3.0}
-    with pytest.raises(WinnowError, match="needs its own number"):
-        toward(Setting(0.1, 100))
+    assert toward(Setting(0.1, 100)) == winnow.Toward(0.1, 100)
 
 
 def test_units_need_an_example():

@@ -24,6 +24,7 @@ from winnow import (
     Gating,
     Gaussian,
     Hyperbolic,
+    Latent,
     LogSum,
     Lp,
     Masking,
@@ -45,6 +46,8 @@ ROUTES = {
     "decay adaptive": (Decay(Lp(0.5), metric="adaptive"), Elements()),
     "masking": (Masking(), Elements()),
     "hyperbolic": (Hyperbolic(alpha=2.0), Elements()),
+    "latent": (Latent(), Elements()),
+    "latent rows": (Latent(winnow.L1), Rows(weighted=True)),
     "dropout": (Dropout(LogSum(2.0)), Elements()),
     "dropout Gaussian rows": (Dropout(Lp(0.5), Gaussian()), Rows()),
     "dropout expected": (Dropout(Lp(1.0), Expected()), Elements()),
@@ -56,8 +59,8 @@ OPTIMIZERS = {
     "adamw": lambda params, **options: torch.optim.AdamW(params, **{"lr": 0.01, "weight_decay": 0.1, **options}),
 }
 PAIRS = [pair for pair in itertools.product(ROUTES, OPTIMIZERS) if pair != ("decay adaptive", "sgd")]
-FACTORED = {route for route, (how, _) in ROUTES.items() if isinstance(how, (Gating, Masking))}
-"""The optimizer steps factors in the weight's place."""
+FACTORED = {route for route, (how, _) in ROUTES.items() if isinstance(how, (Gating, Latent, Masking))}
+"""The optimizer steps factors, or a latent weight, in the weight's place."""
 HALF = [route for route, (how, _) in ROUTES.items() if not isinstance(how, Decay)]
 """Decay refuses half-precision weights: `test_bad_input`."""
 NOISY = {"dropout", "dropout Gaussian rows", "variational", "variational weight noise"}
@@ -395,7 +398,7 @@ def test_loading_weights_after_attach_starts_the_factors_again(route, optimizer)
         assert len(said) == (2 if route in FACTORED else 0)  # one for each weight
         for text in said:
             assert f"step {before}" in text
-            assert "factors start again" in text
+            assert "starts again from the new weights" in text
         for name, value in trial.model.state_dict().items():
             torch.testing.assert_close(value, other[name], rtol=1e-9, atol=1e-10)
         with warnings.catch_warnings():

@@ -16,6 +16,7 @@ ROUTES = {
     "decay": winnow.Decay(Lp(0.5)),
     "dropout": winnow.Dropout(LogSum(2.0)),
     "masking": winnow.Masking(beta=1.0),
+    "latent": winnow.Latent(),
 }
 
 

@@ -14,6 +14,7 @@ from winnow.penalties import (
     MCP,
     SCAD,
     Fair,
+    Garrote,
     HardConcrete,
     Log2Sum,
     LogSum,
@@ -27,7 +28,8 @@ from winnow.penalties.special import dawson, dawson_area, fejer, hard_concrete_m
 
 PENALTIES = [
     *(Lp(p) for p in (0.3, 0.5, 2 / 3, 1.0, 1.3, 1.5, 2.0)),
-    *(LogSum(2.0), LogSum(0.01), Log2Sum(0.5), Fair(0.5), Fair(3.0), MCP(8.0), MCP(0.3), SCAD(), SCAD(3.0, 1.0)),
+    *(LogSum(2.0), LogSum(0.01), Log2Sum(0.5), Fair(0.5), Fair(3.0), Garrote(), Garrote(0.2)),
+    *(MCP(8.0), MCP(0.3), SCAD(), SCAD(3.0, 1.0)),
     *(VariationalDropout(), VariationalDropoutFit(), HardConcrete(), Standout(), Standout(2.0)),
     *(Scaled(MCP(2.0), 3.0), Scaled(VariationalDropout(), 0.1), Scaled(Scaled(HardConcrete(), 2.0), 0.7)),
 ]

@@ -23,6 +23,7 @@ from winnow.penalties import (
     MCP,
     SCAD,
     Fair,
+    Garrote,
     HardConcrete,
     Log2Sum,
     LogSum,
@@ -41,6 +42,7 @@ from winnow.routes import (
     Gating,
     Gaussian,
     Hyperbolic,
+    Latent,
     Local,
     Masking,
     Route,
@@ -49,7 +51,7 @@ from winnow.routes import (
 )
 from winnow.run import Run, attach
 from winnow.runtime import to_runtime
-from winnow.schedules import Constant, Feedback, Geometric, Harmonic, Off, Quadratic, Ramp, Schedule, Toward
+from winnow.schedules import Constant, Feedback, Geometric, Harmonic, Off, Pace, Quadratic, Ramp, Schedule, Toward
 from winnow.sites import Channels
 from winnow.smaller import Proof, compact, magnitude, remove
 from winnow.starts import Balanced, Truncated
@@ -79,6 +81,7 @@ __all__ = [
     "Expected",
     "Fair",
     "Feedback",
+    "Garrote",
     "Gating",
     "Gaussian",
     "Geometric",
@@ -87,6 +90,7 @@ __all__ = [
     "Harmonic",
     "Heads",
     "Hyperbolic",
+    "Latent",
     "Layer",
     "Local",
     "Log2Sum",
@@ -96,8 +100,8 @@ __all__ = [
     "Masking",
     "Measured",
     "Off",
+    "Pace",
     "Parameters",
-    "Path",
     "Penalty",
     "Point",
     "Proof",

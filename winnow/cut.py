@@ -30,7 +30,7 @@ def smallest(lanes: Sequence[Lane], density: float, spending: Spending | None = 
     Single weights are ranked by magnitude, over all layers.  Larger groups are ranked by `worth` for what they cost: norms of
     different layers do not compare, and a layer that has become thin should not become thinner at the price of a wide one.
     """
-    norms = [whole(lane.site.groups.norm(lane.site.theta.detach())) for lane in lanes]
+    norms = [whole(lane.norm()) for lane in lanes]
     if any(lane.site.groups.size > 1 for lane in lanes):
         prices = [lane.site.entries for lane in lanes] if spending is None else spending.prices
         norms = [worth(norm) / math.sqrt(max(price, FREE)) for norm, price in zip(norms, prices, strict=True)]

@@ -237,12 +237,10 @@ class Host:
         if self._versions[id(lane)] == lane.site.version:
             return
         lane.site.gather()
-        if not isinstance(lane, FactoredLane):
-            return
         if not lane.agrees():
             warn(
-                f"{lane.site.name!r} was changed outside the optimizer at step {self.record['step']}; its factors start "
-                "again from the new weights"
+                f"{lane.site.name!r} was changed outside the optimizer at step {self.record['step']}; what is "
+                f"stepped in its place ({', '.join(lane.coordinates())}) starts again from the new weights"
             )
             lane.restart()
 
@@ -270,7 +268,7 @@ class Host:
                 factor.data.copy_(shelf[name]["value"])
             lane.restore({name: value for name, value in shelf.items() if isinstance(value, Tensor)})
             self.stage.shelve(lane, shelf)
-            if isinstance(lane, FactoredLane) and not lane.agrees():  # else to the last bit what was saved with it
+            if not lane.agrees():  # else to the last bit what was saved with it
                 lane.push()
                 self._overwritten[lane.site.name] = lane.site.version
             self._versions[id(lane)] = lane.site.version

@@ -81,17 +81,12 @@ def adaptive_dropout(penalty: Penalty | None = None, strength: Schedule | float 
 def auto(density: float, steps: int, where: Where | None = None) -> Words:
     """Toward a density by the route that did best where it was measured (docs/league.md).
 
-    Single weights get a gate of depth 2: level with decay on LogSum by mean rank over all tasks and densities under SGD
-    with momentum, and the best under AdamW over the learning rates tried.  Larger groups have not been compared yet: they
-    get the gate of depth 3 that is the default everywhere.
+    A gate of depth 2: on single weights level with decay on LogSum by mean rank over all tasks and densities under SGD with
+    momentum, and the best under AdamW over the learning rates tried; on whole units (`Channels`) the best by mean rank.
     """
-    return {
-        "how": best(single=where is None or isinstance(where, Elements)),
-        "where": where or Elements(),
-        "when": Toward(density, steps),
-    }
+    return {"how": best(), "where": where or Elements(), "when": Toward(density, steps)}
 
 
-def best(single: bool) -> Route:
-    """The route `auto` takes where single weights go, or whole groups."""
-    return Gating(depth=2) if single else Gating(depth=3)
+def best() -> Route:
+    """The route `auto` takes."""
+    return Gating(depth=2)

@@ -56,6 +56,7 @@ def attach(
         raise AttachError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(how, Route):
         raise AttachError(f"how must be a route such as Gating(depth=3), got {how!r}")
+    schedule = schedule.suit(how.pace)
     sites, spending = find_sites(model, optimizer, where)
     for site in sites:
         how.check(site, optimizer)
@@ -251,16 +252,19 @@ class Run:
         self._must_be_open("cut")
         if not 0 < density <= 1:
             raise ScheduleError(f"density must lie in (0, 1], got {density}; 0.1 keeps a tenth of the weights")
+        self._cut(density, final=True)
+
+    # ---- inside a step -----------------------------------------------------------------------------------------
+
+    def _cut(self, density: float, final: bool) -> None:
         for lane in self._lanes:
             lane.site.gather()
         for lane, dead in zip(self._lanes, smallest(self._lanes, density, self._census.spending), strict=True):
             local = as_local(lane, dead)
-            lane.zero(local, self._host.state(lane))
+            (lane.zero if final else lane.prune)(local, self._host.state(lane))
             if isinstance(lane, WeightLane):
                 self._host.bag(lane)["alive"] = ~local
         self._host.write(frozen=density <= (self.schedule.target or density))
-
-    # ---- inside a step -----------------------------------------------------------------------------------------
 
     def _advance(self, host: Host) -> None:
         """The step is taken: count it, ask the schedule, freeze or sweep, and set the strength of the next."""
@@ -270,7 +274,7 @@ class Run:
         clock = Clock(clock.step, clock.flow, clock.dose, memory)
         density = self.schedule.freeze(clock)
         if density is not None:
-            self.cut(density)
+            self._cut(density, final=density <= (self.schedule.target or density))
         pressed, strength = self._pressed, self.schedule.strength(clock)
         host.write(
             step=clock.step, flow=clock.flow, dose=clock.dose, memory=dict(memory), strength=strength, pressed=pressed

@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 import winnow
+from winnow.schedules import Pace
 
-from .base import Method, Setting, Training, numbers
+from .base import RATES, Method, Setting, Training, numbers
 
-PULLS = numbers(winnow.Toward.pull, 1.0, 3.0)
+PULLS = numbers(Pace().pull, 1.0, 3.0)
 
 
 def toward(setting: Setting) -> winnow.Toward:
-    """The target, with the `pull` that is tuned."""
-    return winnow.Toward(setting.keep, setting.steps, pull=setting.number)
+    """The target, with the `pull` that is tuned, if it is."""
+    return winnow.Toward(setting.keep, setting.steps, pull=setting.trial.number)
 
 
 class Attached(Training):
@@ -36,7 +37,7 @@ class Attached(Training):
 @final
 @dataclass(frozen=True)
 class Ours(Method):
-    """A route; its own number is how hard `Toward` pulls."""
+    """A route; its own number, if it has one, is how hard `Toward` pulls."""
 
     make: Callable[[nn.Module, torch.optim.Optimizer, Setting, winnow.Route], Training]
     how: winnow.Route
@@ -52,4 +53,5 @@ METHODS: tuple[Method, ...] = (
     Ours("decay, p = 1/2", "p-norm weight decay", PULLS, Attached, winnow.Decay(winnow.Lp(0.5))),
     Ours("decay, LogSum", "the η-trick for LogSum(2)", PULLS, Attached, winnow.Decay(winnow.LogSum(2.0))),
     Ours("dropout, LogSum", "adaptive dropout for LogSum(2)", PULLS, Attached, winnow.Dropout(winnow.LogSum(2.0))),
+    Ours("latent, garrote", "latent weights under the garrote", RATES, Attached, winnow.Latent()),
 )

@@ -225,4 +225,5 @@ METHODS = (
     Ours("gating, D = 2", "a gate of depth 2 on every unit", PULLS, Attached, winnow.Gating(depth=2)),
     Ours("decay, p = 1/2", "p-norm decay of units", PULLS, Attached, winnow.Decay(winnow.Lp(0.5))),
     Ours("decay, LogSum", "the η-trick for LogSum(2) on units", PULLS, Attached, winnow.Decay(winnow.LogSum(2.0))),
+    Ours("latent, garrote", "latent units under the garrote", RATES, Attached, winnow.Latent()),
 )

@@ -33,7 +33,8 @@ ROUTES: dict[str, Callable[[Any], Any]] = {
     ),
     "masking": lambda _options: winnow.Masking(beta=1.0),
     "dropout": lambda o: winnow.Dropout(PENALTIES[o.penalty or "logsum"](o.p)),
-    "auto": lambda o: winnow.recipes.best(single=o.where == "elements"),
+    "latent": lambda _options: winnow.Latent(),
+    "auto": lambda _options: winnow.recipes.best(),
 }
 
 # one line per grouping: model, example, what counts -> what attach takes as `where`

@@ -13,7 +13,7 @@ One class is one penalty; ``Scaled`` varies it. Small print of each method: ``Pe
 """
 
 from winnow.penalties.base import Penalty, Scaled
-from winnow.penalties.classical import MCP, SCAD, Fair, Log2Sum, LogSum, Lp
+from winnow.penalties.classical import MCP, SCAD, Fair, Garrote, Log2Sum, LogSum, Lp
 from winnow.penalties.noise import HardConcrete, Standout, VariationalDropout, VariationalDropoutFit
 
 L1 = Lp(1.0)
@@ -23,6 +23,7 @@ __all__ = [
     "MCP",
     "SCAD",
     "Fair",
+    "Garrote",
     "HardConcrete",
     "Log2Sum",
     "LogSum",

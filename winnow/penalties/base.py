@@ -53,6 +53,10 @@ class Penalty(abc.ABC):
     def dual_slope_ratio(self, num: Tensor, den: Number) -> Tensor:
         """f'(num/den)/den²: finite at den = 0 where Ω has a plateau, else inf; not NaN at num = inf."""
 
+    def prox(self, r: Tensor, t: float) -> Tensor:
+        """argmin over x >= 0 of ½(x − r)² + t·Ω(x), t > 0, where it is a closed form that does not jump; else PenaltyError."""
+        raise PenaltyError(f"{self!r} has no proximal map in closed form; L1 and Garrote(1.0) have")
+
     @property
     def knot(self) -> float:
         """The r from which on Ω is constant; inf if there is none."""
@@ -155,6 +159,9 @@ class Scaled(Penalty):
 
     def dual_slope_ratio(self, num: Tensor, den: Number) -> Tensor:
         return self.c**2 * self.penalty.dual_slope_ratio(self.c * num, den)
+
+    def prox(self, r: Tensor, t: float) -> Tensor:
+        return self.penalty.prox(r, self.c * t)
 
     @property
     def knot(self) -> float:

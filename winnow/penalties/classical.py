@@ -1,4 +1,4 @@
-"""WHAT: the penalties of statistics, in closed form: Lp, LogSum, Log2Sum, MCP, SCAD.
+"""WHAT: the penalties of statistics, in closed form: Lp, LogSum, Log2Sum, Fair, Garrote, MCP, SCAD.
 
 Formulas: LeJeune, Javadi, Baraniuk, arXiv 2106.07769, normalised as in spec/adaptive_dropout.md, section 2.1.
 """
@@ -66,6 +66,9 @@ class Lp(Penalty):
 
     def dual_slope_ratio(self, num: Tensor, den: Number) -> Tensor:
         return num ** (self._q - 1) * den ** (-self._q - 1)
+
+    def prox(self, r: Tensor, t: float) -> Tensor:
+        return (r - t).clamp_min(0) if self.p == 1 else super().prox(r, t)
 
 
 def _power(r: Tensor, k: float) -> Tensor:
@@ -182,6 +185,46 @@ class Fair(Penalty):
     def dual_slope_ratio(self, num: Tensor, den: Number) -> Tensor:
         num = torch.clamp(num, min=torch.as_tensor(den, dtype=num.dtype, device=num.device))
         return (self.c * (1 - den / num) / den) ** 2
+
+
+@final
+@dataclass(frozen=True)
+class Garrote(Penalty):
+    """Ω(r) = ε·asinh(r/2ε) + ½r·Ω'(r), Ω' = (√(r² + 4ε²) − r)/2ε: f(η) = ε·log(1 + η/ε); slope 1 at 0, like log r far out.
+
+    Its proximal map at t = ε is the nonnegative garrote, r ↦ (r − ε²/r)₊: a threshold that leaves large weights nearly alone
+    and does not jump. Source: Breiman 1995; f is the cost of a variance in sparse Bayesian learning (Wipf, Nagarajan 2007).
+    """
+
+    epsilon: float = 1.0
+
+    def __post_init__(self) -> None:
+        require("Garrote: epsilon", self.epsilon, hint="try 1; the smaller, the closer to counting non-zeros")
+
+    def _stretch(self, r: Tensor) -> Tensor:
+        rho = r / (2 * self.epsilon)
+        return rho + (rho**2 + 1).sqrt()  # 1/Ω'
+
+    def value(self, r: Tensor) -> Tensor:
+        return self.epsilon * torch.asinh(r / (2 * self.epsilon)) + r / (2 * self._stretch(r))
+
+    def slope(self, r: Tensor) -> Tensor:
+        return 1 / self._stretch(r)
+
+    def eta_ratio(self, r: Tensor) -> tuple[Number, Number]:
+        return r * self._stretch(r), 1.0
+
+    def dual_ratio(self, num: Tensor, den: Number) -> Tensor:
+        return self.epsilon * torch.log1p(num / (self.epsilon * den))
+
+    def dual_slope_ratio(self, num: Tensor, den: Number) -> Tensor:
+        return self.epsilon / (den * (self.epsilon * den + num))
+
+    def prox(self, r: Tensor, t: float) -> Tensor:
+        if t > 2 * self.epsilon:
+            raise PenaltyError(f"{self}: the proximal map jumps for t > 2ε, got t={t:g}; take a larger epsilon")
+        root = (r**2 - 4 * self.epsilon * (t - self.epsilon)).clamp_min(0).sqrt()
+        return torch.where(r > t, r - 2 * self.epsilon * t / (r + root), 0.0)  # slope 2ε/(r + root) there
 
 
 @final

@@ -5,6 +5,7 @@ from winnow.routes.decay import Decay
 from winnow.routes.dropout import Bernoulli, Dropout, Expected, Gaussian
 from winnow.routes.gating import Gating
 from winnow.routes.hyperbolic import Hyperbolic
+from winnow.routes.latent import Latent
 from winnow.routes.masking import Masking
 from winnow.routes.variational import Local, Variational, WeightNoise
 
@@ -16,6 +17,7 @@ __all__ = [
     "Gating",
     "Gaussian",
     "Hyperbolic",
+    "Latent",
     "Local",
     "Masking",
     "Route",

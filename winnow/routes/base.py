@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from winnow.groups import Groups, Split
 from winnow.penalties import Penalty
 from winnow.routes.moment import Moment
+from winnow.schedules import Pace
 from winnow.units import Member
 
 UNDERFLOW = 1e-30
@@ -169,6 +170,10 @@ class Lane(ABC):
         """The coming step as a pure function for the fast path; None if it is not one."""
         return None
 
+    def norm(self) -> Tensor:
+        """What a cut goes by: ‖θ_g‖ unless the route knows better."""
+        return self.site.groups.norm(self.site.theta.detach())
+
     @abstractmethod
     def energy(self) -> Tensor:
         """Smooth penalty per group (equal to Ω where the route has no factors)."""
@@ -188,6 +193,20 @@ class Lane(ABC):
     def doomed(self, strength: float) -> Tensor:
         """Groups that count as zero at the end though their norm is not: none, unless the route says so."""
         return torch.zeros_like(self.site.groups.norm(self.site.theta.detach()), dtype=torch.bool)
+
+    def prune(self, dead: Tensor, state: MutableMapping[str, Any]) -> None:
+        """The same before the choice of what stays is final: for good as well, unless the route lets groups come back."""
+        self.zero(dead, state)
+
+    def agrees(self) -> bool:
+        """Whether the weight still is what the coordinates make of it, up to rounding."""
+        return True
+
+    def restart(self) -> None:  # noqa: B027 - optional
+        """Coordinates anew from the weight as it is; what is zero for good stays so."""
+
+    def push(self) -> None:  # noqa: B027 - optional
+        """θ ← what the coordinates make of it."""
 
     def close(self) -> None:  # noqa: B027 - optional
         """Leave the model as it was found."""
@@ -212,10 +231,6 @@ class WeightLane(Lane):
     def coordinates(self) -> dict[str, nn.Parameter]:
         """None, but that a weight put together from several is no weight the optimizer has."""
         return {"w": self.site.theta} if self.site.shares else {}
-
-    def norm(self) -> Tensor:
-        """‖θ_g‖ now."""
-        return self.site.groups.norm(self.site.theta.detach())
 
     def energy(self) -> Tensor:
         return self.penalty.value(self.norm()) * self.site.groups.scale
@@ -243,6 +258,11 @@ class Route(ABC):
 
     def check(self, site: Site, optimizer: Optimizer) -> None:  # noqa: B027 - optional
         """Raise `AttachError` if the route is not defined for this weight or optimizer; touches nothing."""
+
+    @property
+    def pace(self) -> Pace:
+        """How `Toward` goes about it on this route where nothing else is asked for."""
+        return Pace()
 
     @property
     def holds_zero(self) -> bool:

@@ -1,6 +1,6 @@
 """WHEN: the strength λ as a function of the step, and what happens at the end."""
 
-from winnow.schedules.base import Clock, Gauge, Schedule
+from winnow.schedules.base import Clock, Gauge, Pace, Schedule
 from winnow.schedules.fixed import Constant, Feedback, Geometric, Harmonic, Off, Quadratic, Ramp
 from winnow.schedules.toward import Toward
 
@@ -12,6 +12,7 @@ __all__ = [
     "Geometric",
     "Harmonic",
     "Off",
+    "Pace",
     "Quadratic",
     "Ramp",
     "Schedule",

@@ -27,6 +27,16 @@ class Clock:
     memory: Mapping[str, float] = field(default_factory=dict)
 
 
+@final
+@dataclass(frozen=True)
+class Pace:
+    """How a target is approached: the share of the run before it begins, the exponent of the cap's fall, the penalty's pull."""
+
+    begin: float = 0.1
+    power: float = 3.0
+    pull: float = 0.3
+
+
 class Gauge(Protocol):
     """What a schedule may measure."""
 
@@ -49,6 +59,10 @@ class Schedule(ABC):
     @abstractmethod
     def strength(self, clock: Clock) -> float:
         """λ for the coming step."""
+
+    def suit(self, pace: Pace) -> Schedule:
+        """What is left open, filled in for the route that is taken."""
+        return self
 
     def observe(self, clock: Clock, gauge: Gauge) -> Mapping[str, float]:
         """Called after every step; what to remember."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import final
 
 from winnow.errors import ScheduleError, warn
-from winnow.schedules.base import Clock, Gauge, Schedule, nonnegative
+from winnow.schedules.base import Clock, Gauge, Pace, Schedule, nonnegative, positive
 
 FEW = 10  # steps in which nothing can be told apart
 
@@ -19,13 +19,16 @@ class Toward(Schedule):
 
     Three things happen in `steps` optimizer steps, which must be the number really taken:
 
-    - A cap on the density falls from 1 to `density` (cubically, from `begin` to 1 − `heal` of the run); every `every`
-      steps the groups of smallest norm beyond the cap are set to zero for good.
+    - A cap on the density falls from 1 to `density` (as the `power` of the time left, from `begin` to 1 − `heal` of the run);
+      every `every` steps the groups of smallest norm beyond the cap are set to zero, for good but on `Latent`, where they
+      may come back until the end.
     - Meanwhile the penalty prepares what is cut next.  Its strength is gentle by two measures that need no tuning:
       its pull on the median live group is at most `pull` of the last gradients', and its dose λ·Σlr/(1−μ) over the
       whole run stays below `dose`.  It halves whenever groups die ahead of the cap and recovers slowly: the density
       is corrected from above only, as zeros do not come back.
     - At 1 − `heal` the zeros are frozen, the penalty is off, and the rest heals.
+
+    `begin`, `power` and `pull` are the route's own (`Route.pace`) where they are None: 0.1, 3 and 0.3 but on `Latent`.
 
     Raises `ScheduleError` for a density outside (0, 1] or phases that do not fit into the run.
     """
@@ -33,10 +36,11 @@ class Toward(Schedule):
     density: float
     steps: int
     heal: float = 0.4
-    begin: float = 0.1
-    pull: float = 0.3
+    begin: float | None = None
+    pull: float | None = None
     dose: float = 10.0
     every: int = 0
+    power: float | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.density, (int, float)) and 0 < self.density <= 1):
@@ -45,17 +49,31 @@ class Toward(Schedule):
             raise ScheduleError(
                 f"steps must be the number of optimizer steps of the run, an integer >= 1, got {self.steps!r}"
             )
-        if not (0 <= self.begin and 0 <= self.heal and self.begin + self.heal < 1):
-            raise ScheduleError(f"need begin >= 0, heal >= 0 and begin + heal < 1, got {self.begin} and {self.heal}")
+        pace = self.pace
+        if not (0 <= pace.begin and 0 <= self.heal and pace.begin + self.heal < 1):
+            raise ScheduleError(f"need begin >= 0, heal >= 0 and begin + heal < 1, got {pace.begin} and {self.heal}")
         if self.every < 0:
             raise ScheduleError(f"every must be a number of steps >= 0 (0: a hundredth of the run), got {self.every}")
-        if self.last - self.begin * self.steps < FEW:
+        if self.last - pace.begin * self.steps < FEW:
             warn(
-                f"Toward has {self.last - round(self.begin * self.steps)} optimizer steps to choose what stays; "
+                f"Toward has {self.last - round(pace.begin * self.steps)} optimizer steps to choose what stays; "
                 f"steps={self.steps} is the number of optimizer steps of the whole training, not of epochs"
             )
-        nonnegative("pull", self.pull)
+        nonnegative("pull", pace.pull)
         nonnegative("dose", self.dose)
+        positive("power", pace.power)
+
+    @property
+    def pace(self) -> Pace:
+        """What was asked for, and the usual where nothing was."""
+        return self._filled(Pace())
+
+    def suit(self, pace: Pace) -> Toward:
+        return replace(self, **asdict(self._filled(pace)))
+
+    def _filled(self, pace: Pace) -> Pace:
+        own = {name: getattr(self, name) for name in asdict(pace)}
+        return replace(pace, **{name: value for name, value in own.items() if value is not None})
 
     @property
     def last(self) -> int:
@@ -68,9 +86,9 @@ class Toward(Schedule):
 
     def cap(self, step: int) -> float:
         """Largest density allowed after `step` steps."""
-        start = self.begin * self.steps
+        start = self.pace.begin * self.steps
         left = (self.last - step) / max(self.last - start, 1)
-        return self.density + (1 - self.density) * min(1.0, max(0.0, left)) ** 3
+        return self.density + (1 - self.density) * float(min(1.0, max(0.0, left)) ** self.pace.power)
 
     def strength(self, clock: Clock) -> float:
         return clock.memory.get("strength", 0.0) if clock.step < self.last else 0.0
@@ -84,7 +102,7 @@ class Toward(Schedule):
         ceiling = self.dose / (rate * self.last) if rate > 0 else 0.0
         alive, share = gauge.density(), clock.memory.get("share", 1.0)
         share = 0.5 * share if alive < 0.95 * self.cap(clock.step) else min(1.0, 1.15 * share)
-        strength = min(self.pull * unit, ceiling) * share if alive > 1.02 * self.density else 0.0
+        strength = min(self.pace.pull * unit, ceiling) * share if alive > 1.02 * self.density else 0.0
         return {"unit": unit, "rate": rate, "share": share, "strength": strength}
 
     def freeze(self, clock: Clock) -> float | None:
