@@ -141,6 +141,20 @@ def test_what_takes_little_away_gets_a_small_rate(tmp_path):
     assert rates == pytest.approx([0.1, 0.1 * 0.5, 0.1 * 0.8])
 
 
+@pytest.mark.parametrize(("where", "single"), [(Elements(), True), ({"*.weight": Elements()}, True), (winnow.Rows(), False)])
+def test_single_weights_under_adam_get_a_large_rate_where_few_are_left(where, single, tmp_path):
+    rates = []
+
+    def noted(model, optimizer, steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        fit(model, optimizer, steps)
+
+    winnow.path(network(), noted, score, optimizer=lambda m: torch.optim.AdamW(m.parameters(), 1e-3), how=Gating(depth=3),
+                where=where, densities=(1.0, 0.5, 0.1), steps=60, example=X[:2], batches=(4,), out=tmp_path / "p")  # fmt: skip
+    more = 0.85 if single else 0.0
+    assert rates == pytest.approx([1e-3, 1e-3 * 0.5 / 0.5**more, 1e-3 * 0.9 / 0.1**more])
+
+
 @pytest.mark.parametrize("example", [X[0], torch.randn(2, 7)])
 def test_an_example_that_cannot_be_used_is_told_before_the_training(example, tmp_path):
     trained = []

@@ -102,6 +102,7 @@ __all__ = [
     "Off",
     "Pace",
     "Parameters",
+    "Path",
     "Penalty",
     "Point",
     "Proof",
