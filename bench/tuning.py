@@ -46,7 +46,7 @@ def accuracy(cell: Row, seed: int, scale: float) -> float:
     model, rate = task.model(data, task.width), cell["rate"] * task.lr[cell["optimizer"]]
     steps = max(1, round(scale * task.epochs * data.steps(task.batch)))
 
-    trial = Trial(number=cell["pull"] or winnow.Toward.pull)
+    trial = Trial(number=cell["pull"] or None)
 
     def made(model: Any, _factor: float) -> torch.optim.Optimizer:
         if cell["optimizer"] == "sgd":
