@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import winnow
 from winnow import (
+    L1,
     Balanced,
     Blocks,
     Columns,
@@ -26,6 +27,7 @@ from winnow import (
     Expected,
     Gating,
     Heads,
+    Latent,
     LogSum,
     Lp,
     Masking,
@@ -50,6 +52,8 @@ CASES = {
     "decay rows": (Decay(Lp(1.0)), Rows()),
     "decay columns, adaptive": (Decay(Lp(0.5), metric="adaptive"), Columns()),
     "masking": (Masking(), Elements()),
+    "latent": (Latent(), Elements()),
+    "latent columns": (Latent(L1), Columns()),
     "dropout expected": (Dropout(Lp(1.0), Expected()), Elements()),
     "dropout": (Dropout(Lp(1.0)), Rows()),
 }

@@ -16,7 +16,7 @@ from sklearn.linear_model import Lasso
 import winnow
 from winnow import MCP, SCAD, Columns, Decay, Dropout, Elements, Expected, Fair, Gating, Log2Sum, LogSum, Lp, Rows
 from winnow.errors import AttachError, PenaltyError
-from winnow.penalties import HardConcrete, Scaled, Standout, VariationalDropout
+from winnow.penalties import Garrote, HardConcrete, Scaled, Standout, VariationalDropout
 from winnow.routes.base import Site
 from winnow.routes.decay import DecayLane, shrinkage
 from winnow.routes.moment import Moment
@@ -25,7 +25,7 @@ EPS = torch.finfo(torch.float64).eps
 PENALTIES = [
     *(Lp(p) for p in (0.3, 0.5, 2 / 3, 0.8, 1.0, 1.5, 2.0)),
     *(LogSum(0.5), Log2Sum(0.5), Fair(0.5), MCP(1.5), SCAD(3.7, 0.5), VariationalDropout(), HardConcrete(), Standout()),
-    Scaled(LogSum(0.5), 0.5),
+    *(Scaled(LogSum(0.5), 0.5), Garrote(0.5)),
 ]
 GROUPINGS = {"elements": Elements(), "rows": Rows(), "columns, weighted": Columns(weighted=True)}
 pytestmark = pytest.mark.filterwarnings("ignore:.*flat at zero")

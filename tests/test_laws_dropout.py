@@ -13,14 +13,14 @@ from torch import nn
 import winnow
 from winnow import MCP, SCAD, Bernoulli, Columns, Dropout, Elements, Expected, Fair, Gaussian, Log2Sum, LogSum, Lp, Rows
 from winnow.errors import PenaltyError, WinnowWarning
-from winnow.penalties import HardConcrete, Scaled, Standout, VariationalDropout
+from winnow.penalties import Garrote, HardConcrete, Scaled, Standout, VariationalDropout
 from winnow.routes.dropout import DropoutLane, Mask
 
 EPS = torch.finfo(torch.float64).eps
 PENALTIES = [
     *(Lp(p) for p in (0.5, 1.0, 1.5, 2.0)),
     *(LogSum(0.5), Log2Sum(0.5), Fair(0.5), MCP(1.5), SCAD(3.7, 0.5), VariationalDropout(), HardConcrete(), Standout()),
-    Scaled(LogSum(0.5), 0.5),
+    *(Scaled(LogSum(0.5), 0.5), Garrote(0.5)),
 ]
 pytestmark = pytest.mark.filterwarnings("ignore:.*flat at zero")
 KNOWN = {HardConcrete: 1e-10, VariationalDropout: 1e-13}

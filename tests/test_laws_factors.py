@@ -11,14 +11,14 @@ from lawbook import Weight, close, distance, randn, tensor
 import winnow
 from winnow import MCP, SCAD, Blocks, Columns, Elements, Gating, Heads, LogSum, Lp, Rows
 from winnow.factors import BoundedGate, PlainGate, PowerGate, Product
-from winnow.penalties import HardConcrete, Scaled, VariationalDropout
+from winnow.penalties import Garrote, HardConcrete, Scaled, VariationalDropout
 from winnow.starts import Balanced, Gap, Truncated
 
 POWERS = [PowerGate(2), PowerGate(3), PowerGate(4), PowerGate(5), PowerGate(2.5), PowerGate(3.3), PowerGate(20 / 3)]
 PRODUCTS = [Product(depth, Balanced()) for depth in (2, 3, 4)]
 PLAIN = [
     *(PlainGate(LogSum(0.5)), PlainGate(Scaled(LogSum(0.5), 0.5)), PlainGate(Lp(1.3)), PlainGate(Lp(1.0))),
-    *(PlainGate(VariationalDropout()), PlainGate(MCP(3.0)), PlainGate(SCAD(3.7, 0.5))),
+    *(PlainGate(VariationalDropout()), PlainGate(MCP(3.0)), PlainGate(SCAD(3.7, 0.5)), PlainGate(Garrote(0.5))),
 ]
 BOUNDED = [
     BoundedGate(MCP(3.0)),

@@ -18,7 +18,7 @@ import winnow
 from winnow import MCP, SCAD, Blocks, Columns, Decay, Elements, Gating, Heads, LogSum, Lp, Rows
 from winnow.factors import BoundedGate, PlainGate, PowerGate, Product
 from winnow.groups import Groups
-from winnow.penalties import HardConcrete, Scaled, VariationalDropout
+from winnow.penalties import Garrote, HardConcrete, Scaled, VariationalDropout
 from winnow.starts import Balanced
 
 optimized = pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -405,7 +405,7 @@ def rows(count, size):
 
 GATES = [
     *(PowerGate(2), PowerGate(3), PowerGate(4), PowerGate(2.5)),
-    *(PlainGate(LogSum(0.5)), PlainGate(VariationalDropout()), PlainGate(Lp(1.3))),
+    *(PlainGate(LogSum(0.5)), PlainGate(VariationalDropout()), PlainGate(Lp(1.3)), PlainGate(Garrote(0.5))),
 ]
 DEPTHS = [PowerGate(2), PowerGate(3), PowerGate(4), PowerGate(2.5)]
 
@@ -535,7 +535,8 @@ def test_scale_invariant_groups_die_whatever_they_are_worth(kind):
 
 ORIGIN = [
     *(PowerGate(2), PlainGate(LogSum(0.5)), PlainGate(LogSum(2.0)), PlainGate(Scaled(LogSum(0.5), 0.5))),
-    *(PlainGate(VariationalDropout()), PlainGate(MCP(3.0)), BoundedGate(MCP(3.0)), BoundedGate(SCAD(3.7, 0.5))),
+    *(PlainGate(VariationalDropout()), PlainGate(Garrote(0.5)), PlainGate(MCP(3.0))),
+    *(BoundedGate(MCP(3.0)), BoundedGate(SCAD(3.7, 0.5))),
     *(BoundedGate(Scaled(MCP(1.0), 2.0)), BoundedGate(HardConcrete())),
 ]
 """Everything of finite Ω'(0+)."""
@@ -612,7 +613,7 @@ def test_two_minima_and_the_barrier_between_them():
 # Stationary points of F for every penalty that a gate can carry.
 
 SCALAR = [
-    *(PowerGate(2), PlainGate(LogSum(0.5)), PlainGate(VariationalDropout())),
+    *(PowerGate(2), PlainGate(LogSum(0.5)), PlainGate(VariationalDropout()), PlainGate(Garrote(2.0))),
     *(BoundedGate(MCP(4.0)), BoundedGate(MCP(3.0)), BoundedGate(SCAD(3.7, 2.0)), BoundedGate(SCAD(3.7, 0.5))),
 ]
 
