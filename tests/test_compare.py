@@ -18,14 +18,15 @@ from typer.testing import CliRunner
 
 import winnow
 from winnow.cli import app
-from winnow.compare import METHODS, STRUCTURED, Setting, Trial, cell, command, density, league, ours, train
+from winnow.compare import METHODS, STRUCTURED, Setting, Trial, cell, command, density, league, ours, storage, train
 from winnow.compare import study as study_module
 from winnow.compare.base import RATES, Made, Training, cubic, largest, weights_of
 from winnow.compare.ours import toward
 from winnow.compare.plan import Plan
 from winnow.compare.rivals import RigL, erdos_renyi
+from winnow.compare.storage import shown
 from winnow.compare.structured import GroupLasso
-from winnow.compare.study import begin, open_study, rows, shown, work
+from winnow.compare.study import begin, open_study, rows, work
 from winnow.errors import WinnowError
 from winnow.jobs.data import Examples, Text
 
@@ -451,13 +452,40 @@ def test_a_folder_of_another_command_is_left_alone(file, optuna, tmp_path):
     assert (tmp_path / file).read_text() == "{}" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_further_methods_join_a_comparison(optuna, tmp_path):
+    first, both = (Plan(**{**PLAN, "methods": names}) for names in (["dense", "RigL"], ["dense", "gating, D = 2", "RigL"]))
+    begin(str(tmp_path), first)
+    work(str(tmp_path), fake)
+    before = rows(begin(str(tmp_path), first))
+    begin(str(tmp_path), both)
+    work(str(tmp_path), fake)
+    found = rows(open_study(str(tmp_path)))
+    assert {row["method"] for row in found} == {"dense", "RigL", "gating, D = 2"}
+    assert [row for row in found if row["method"] != "gating, D = 2"] == before
+    assert "gating, D = 2" in command.record_of(str(tmp_path))["methods"]
+    with pytest.raises(WinnowError, match="methods: dense, gating, D = 2, RigL there, dense, RigL here"):
+        begin(str(tmp_path), first)
+
+
+def test_a_task_file_that_has_changed_is_told(optuna, tmp_path):
+    file, folder = tmp_path / "mine.py", str(tmp_path / "study")
+    file.write_text(TASK)
+    plan = Plan(**{**PLAN, "tasks": [str(file)]})
+    begin(folder, plan)
+    begin(folder, plan)
+    file.write_text(TASK + "# other data\n")
+    with pytest.raises(WinnowError, match=r"mine\.py has changed since"):
+        begin(folder, plan)
+    assert "files" not in command.record_of(folder)["plan"]
+
+
 def test_a_silent_worker_on_another_machine_is_dead(optuna, tmp_path, monkeypatch):
     """Its job is queued again; one that gave a sign of life a moment ago is left alone."""
     seen = []
 
     def slow(cell, scale, alive):
         now = time.time()
-        monkeypatch.setattr(time, "time", lambda: now + 2 * study_module.BEAT)
+        monkeypatch.setattr(time, "time", lambda: now + 2 * storage.BEAT)
         alive()
         seen.append(study._storage.get_trial(running()._trial_id).user_attrs["beat"] - now)
         monkeypatch.undo()
@@ -469,10 +497,10 @@ def test_a_silent_worker_on_another_machine_is_dead(optuna, tmp_path, monkeypatc
     study = begin(str(tmp_path), Plan(**PLAN))
     with pytest.raises(KeyboardInterrupt):
         work(str(tmp_path), slow)
-    assert seen == [pytest.approx(2 * study_module.BEAT, abs=5)]
+    assert seen == [pytest.approx(2 * storage.BEAT, abs=5)]
     study._storage.set_trial_user_attr(running()._trial_id, "worker", "elsewhere 1")
     assert any(t.state.name == "RUNNING" for t in begin(str(tmp_path), Plan(**PLAN)).get_trials())
-    study._storage.set_trial_user_attr(running()._trial_id, "beat", time.time() - study_module.SILENT - 1)
+    study._storage.set_trial_user_attr(running()._trial_id, "beat", time.time() - storage.SILENT - 1)
     again = begin(str(tmp_path), Plan(**PLAN))
     assert not any(t.state.name == "RUNNING" for t in again.get_trials())
     work(str(tmp_path), fake)

@@ -15,7 +15,7 @@ from winnow.errors import WinnowError
 from winnow.jobs import process
 from winnow.jobs.data import Data
 from winnow.jobs.screen import Quiet, heard
-from winnow.jobs.tasks import TASKS, Task, read
+from winnow.jobs.tasks import TASKS, Task, others_code, read
 from winnow.jobs.train import evaluate
 
 from . import ROSTERS, Setting, Trial, train
@@ -34,7 +34,8 @@ def run(cell: Row, plan: Row, alive: Callable[[], None] = lambda: None) -> Row:
     steps = max(1, round(plan["scale"] * task.epochs * data.steps(task.batch)))
     process.prepare()
     torch.manual_seed(cell["seed"])
-    model = task.model(data, task.width)
+    with others_code(f"the model of {task.name}"):
+        model = task.model(data, task.width)
 
     def optimizer(model: nn.Module, factor: float) -> torch.optim.Optimizer:
         rate, decay = factor * task.lr[task.optimizer], plan["weight_decay"]
@@ -45,7 +46,7 @@ def run(cell: Row, plan: Row, alive: Callable[[], None] = lambda: None) -> Row:
     trial = Trial(cell["rate"], cell["number"])
     setting = Setting(cell["keep"], steps, trial, cell["seed"], data.sample()[0][:2])
     method = ROSTERS[cell["where"]][cell["method"]]
-    with heard(Quiet()) as said:
+    with heard(Quiet()) as said, others_code("the training"):
         model, found = train(method, model, data, setting, task.batch, optimizer, lambda _loss: alive())
     loss, accuracy = evaluate(model, data)
     judged = {"loss": loss, "accuracy": 100 * accuracy, "score": -loss if task.by_loss else 100 * accuracy}

@@ -74,7 +74,7 @@ def record_of(where: str) -> Row:
         "format": 1,
         "kind": "compare",
         "command": words,
-        "plan": {**plan, "tasks": list(names.values())},
+        "plan": {**{key: value for key, value in plan.items() if key != "files"}, "tasks": list(names.values())},
         "methods": listed,
         "environment": study.user_attrs["environment"],
         "rows": [{**row, "task": names[row["task"]]} for row in found],

@@ -12,55 +12,24 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from winnow.errors import WinnowError
 from winnow.jobs.report import environment
+from winnow.jobs.tasks import digest
 
 from . import ROSTERS
 from .plan import TUNINGS, Plan
+from .storage import JOURNAL, Beat, dead, shown, storage_of
 
 FORMAT = 4  # 1 had no `where`, 2 one tuned number instead of a learning rate and a number, 3 tuned at the middle density alone
 NAME = "winnow compare"
-JOURNAL = "journal.log"
-BEAT, SILENT = 60.0, 900.0
-"""Seconds between a worker's signs of life, and after how many without one it counts as dead."""
 Row = dict[str, Any]
 Alive = Callable[[], None]
 News = Callable[[str, int, int], None]
-
-
-def storage_of(where: str) -> Any:
-    """A folder's journal, or an Optuna storage by its URL, as postgresql://…."""
-    try:
-        import optuna
-        from optuna.storages import JournalStorage, RDBStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError as missing:
-        raise WinnowError('comparisons need their extra: pip install "torch-winnow[compare]"') from missing
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if "://" in where:
-        try:
-            return RDBStorage(where)
-        except Exception as error:  # whatever the database and its driver raise; the address may hold a password
-            said = str(error).strip().splitlines() or [""]
-            raise WinnowError(
-                f"the comparison's storage cannot be opened: {type(error).__name__}: {said[0]}"
-            ) from error
-    Path(where).mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(Path(where) / JOURNAL)))
-
-
-def shown(where: str) -> str:
-    """How messages name a storage: a folder as it is, a database without its password."""
-    if "://" not in where:
-        return where
-    from sqlalchemy.engine import make_url
-
-    return make_url(where).render_as_string(hide_password=True)
 
 
 def begin(where: str, plan: Plan) -> Any:
@@ -73,10 +42,8 @@ def begin(where: str, plan: Plan) -> Any:
     plan.check()
     _free(where)
     plan = replace(plan, tasks=[str(Path(word).resolve()) if word.endswith(".py") else word for word in plan.tasks])
-    storage = storage_of(where)
+    storage, asked = storage_of(where), _asked(plan)
     study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
-    asked = {"format": FORMAT, **asdict(plan), "tasks": list(plan.tasks), "methods": list(plan.methods)}
-    asked["keeps"] = list(plan.keeps)
     stored = plan_of(study) if "plan" in study.user_attrs else None
     _readable(where, stored)
     if stored is not None and stored["format"] < FORMAT:
@@ -85,16 +52,41 @@ def begin(where: str, plan: Plan) -> Any:
             "on with: choose another --out"
         )
     if stored is None:
-        study.set_user_attr("plan", asked)
         study.set_user_attr("environment", environment())
-    elif stored != asked:
-        raise WinnowError(f"{shown(where)} holds another comparison ({stored}): choose another --out, or remove it")
+    elif differ := _differ(stored, asked):
+        raise WinnowError(f"{shown(where)} holds another comparison ({differ}): choose another --out, or remove it")
+    study.set_user_attr("plan", asked)  # of an earlier one's methods, and further ones
     _revive(study)
     known = {_key(trial.user_attrs["cell"]) for trial in _trials(study, "COMPLETE", "WAITING", "RUNNING")}
     for cell in plan.cells():
         if _key(cell) not in known:
             study.enqueue_trial({}, user_attrs={"cell": cell})
     return study
+
+
+def _asked(plan: Plan) -> Row:
+    """What is stored of a plan; of a task that is a file, what is in it."""
+    files = {word: digest(Path(word)) for word in plan.tasks if word.endswith(".py")}
+    plain = {key: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+             for key, value in asdict(plan).items()}  # fmt: skip
+    return {"format": FORMAT, **plain, **({"files": files} if files else {})}
+
+
+def _differ(stored: Row, asked: Row) -> str:
+    """In which of its words a plan is another one, there and here; further methods make none."""
+    said = []
+    there: Any
+    for key, here in asked.items():
+        there = stored.get(key, here)  # a plan of before tasks' files were looked at
+        if key == "files":
+            said += [f"{Path(file).name} has changed since" for file in here if there.get(file) != here[file]]
+        elif there != here and not (key == "methods" and set(there) <= set(here)):
+            said.append(f"{key}: {_plain(there)} there, {_plain(here)} here")
+    return "; ".join(said)
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _free(where: str) -> None:
@@ -110,7 +102,7 @@ def _revive(study: Any) -> None:
     import optuna
 
     for trial in _trials(study, "RUNNING"):
-        if _dead(trial):
+        if dead(trial):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
             study.enqueue_trial({}, user_attrs={"cell": trial.user_attrs["cell"]})
 
@@ -157,14 +149,15 @@ def work(where: str, run: Callable[[Row, Row, Alive], Row], news: News = lambda 
             study.tell(trial, state=aside)
             continue
         trial.set_user_attr("worker", _name())
-        beat = _Beat(trial)
+        beat = Beat(trial)
         if cell["phase"] == "final" and not _wait(study, cell):  # its tuning was interrupted and queued again: later
             study.tell(trial, state=aside, skip_if_finished=True)
             study.enqueue_trial({}, user_attrs={"cell": cell})
             continue
         said = _do(study, trial, cell, plan, run, beat)
         done, all_of_them = (_count(study, *states) for states in (("COMPLETE", "FAIL"), ()))
-        news(f"{cell['task']} · {cell['method']} · {_what(cell)}: {said}", done, all_of_them)
+        name = Path(cell["task"]).stem if cell["task"].endswith(".py") else cell["task"]
+        news(f"{name} · {cell['method']} · {_what(cell)}: {said}", done, all_of_them)
 
 
 def _more(study: Any, news: News) -> bool:
@@ -199,7 +192,8 @@ def _do(study: Any, trial: Any, cell: Row, plan: Row, run: Callable[[Row, Row, A
         words = str(error) if isinstance(error, WinnowError) else f"{type(error).__name__}: {error}"
         key, value, score, said = "error", words, None, f"failed: {words}"
     else:
-        key, value, score, said = "result", found, found["score"], f"{found['score']:.4f}"
+        score = found["score"]
+        key, value, said = "result", found, f"loss {-score:.4f}" if score < 0 else f"accuracy {score:.2f} %"
     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
         trial.set_user_attr(key, value)
         study.tell(trial, score, state=optuna.trial.TrialState.FAIL if score is None else None)
@@ -221,7 +215,7 @@ def _what(cell: Row) -> str:
     keep = "" if cell["method"] == "dense" else f"{cell['keep']:g} · "
     if cell["phase"] == "final":
         return f"{keep}seed {cell['seed']}"
-    own = "" if cell["number"] is None else f", {cell['number']:g}"
+    own = "" if cell["number"] is None else f", own number {cell['number']:g}"
     return f"{keep}tuning at rate × {cell['rate']:g}{own}"
 
 
@@ -276,30 +270,3 @@ def _key(cell: Row) -> tuple[Any, ...]:
     return tuple(
         cell.get(key) for key in ("phase", "task", "where", "method", "keep", "seed", "rate", "number", "value")
     )
-
-
-class _Beat:
-    """A worker's sign of life, now and then."""
-
-    def __init__(self, trial: Any) -> None:
-        self.trial, self.last = trial, time.time()
-        trial.set_user_attr("beat", self.last)
-
-    def __call__(self) -> None:
-        if time.time() - self.last > BEAT:
-            self.last = time.time()
-            self.trial.set_user_attr("beat", self.last)
-
-
-def _dead(trial: Any) -> bool:
-    """Whether the job's worker is no more: a process of this machine that is gone, or one that has long been silent."""
-    host, _, pid = trial.user_attrs.get("worker", "").partition(" ")
-    if host == socket.gethostname() and pid.isdigit():
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-    heard = trial.user_attrs.get("beat", trial.datetime_start.timestamp())  # it may just have been taken
-    return bool(time.time() - heard > SILENT)

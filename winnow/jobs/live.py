@@ -142,4 +142,4 @@ class Tally:
         if self.bar is None:
             self.bar = self.bars.add_task("done", total=count)
         self.bars.update(self.bar, completed=done)
-        self.bars.console.print(f"[{done}/{count}] {line}", markup=False, highlight=False)
+        self.bars.console.print(f"[{done}/{count}] {line}", markup=False, highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from . import process, report, shrink
 from .data import Data
 from .options import COUNTS, GROUPINGS, ROUTES, Options
 from .screen import Interrupt, Quiet, heard
-from .tasks import others_code
+from .tasks import digest, others_code
 from .train import Side, evaluate, make_optimizer, one_step
 
 LOOKS = 100  # lines of a rung in the history
@@ -69,7 +69,9 @@ def walk(
             steps=(options.epochs or 0) * data.steps(options.batch or 0),
             densities=densities,
             cost=cost,
-            tag=options.command("path", without={*COUNTS, "dense", "threads"}) + f" --of {options.target[0]}",
+            tag=options.command("path", without={*COUNTS, "dense", "threads"})
+            + f" --of {options.target[0]}"
+            + (f", file {digest(Folder(options.task))}" if options.task else ""),
             out=folder,
             news=loop.begin,
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from winnow.compare.command import record_of
-from winnow.compare.study import JOURNAL
+from winnow.compare.storage import JOURNAL
 from winnow.curve import RECORD
 from winnow.errors import WinnowError
 
