@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 import torch
@@ -261,3 +262,14 @@ def test_forged_packings_load_nothing(harm, tmp_path):
     forged(folder, change)
     with pytest.raises(FileError, match=r"damaged|fit"):
         winnow.load(folder, lambda: nn.Linear(400, 300))
+
+
+def test_what_is_missing_is_said_before_anything_is_written_or_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    model = nn.Linear(2, 2)
+    with pytest.raises(FileError, match=r"torch-winnow\[files\]"):
+        winnow.save(model, tmp_path / "m")
+    with pytest.raises(FileError, match=r"torch-winnow\[files\]"):
+        winnow.path(model, lambda *_: pytest.fail("trained"), lambda _: 0.0, optimizer=lambda m: None, how=winnow.Masking(),
+                    where=winnow.Elements(), example=torch.ones(2, 2), steps=10, out=tmp_path / "p")  # fmt: skip
+    assert not list(tmp_path.iterdir())

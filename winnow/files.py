@@ -25,6 +25,15 @@ LIMIT = 64 * 2**20
 """Largest structure.json that is read: a real one has a line per weight."""
 
 
+def tensor_files() -> Any:
+    """The library that reads and writes tensors; raises `FileError` where it is not installed."""
+    try:
+        import safetensors.torch
+    except ImportError as missing:
+        raise FileError('models are kept in safetensors files: pip install "torch-winnow[files]"') from missing
+    return safetensors
+
+
 def save(model: nn.Module, folder: str | os.PathLike[str], *, compress: bool = False) -> Path:
     """Write a model (smaller or not) to a folder: `model.safetensors` and `structure.json`.
 
@@ -34,8 +43,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, compress: bool = F
 
     The folder appears whole or not at all.  Raises `FileError` if something else is there already.
     """
-    from safetensors.torch import save_file
-
+    library = tensor_files()
     folder = Path(folder)
     if not isinstance(model, nn.Module):
         raise FileError(f"save takes a model, as the structure is kept with the tensors, got {type(model).__name__}")
@@ -51,7 +59,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, compress: bool = F
     tensors, packed = pack(tensors) if compress else (tensors, {})
     part = folder.with_name(folder.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, part / WEIGHTS)
+    library.torch.save_file(tensors, part / WEIGHTS)
     recipe = model.meta.get(RECIPE) if isinstance(model, fx.GraphModule) else None
     structure = {
         "format": FORMAT if packed else 1,
@@ -179,15 +187,13 @@ def _structure(folder: Path) -> dict[str, Any]:
 
 
 def _weights(folder: Path, structure: Mapping[str, Any]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    library = tensor_files()
     path = folder / WEIGHTS
     if _digest(path) != structure["sha256"]:
         raise FileError(f"{path} is not the file that {STRUCTURE} describes (its checksum differs); nothing was loaded")
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors: dict[str, Tensor] = library.torch.load_file(path)
+    except (library.SafetensorError, OSError, ValueError) as error:
         raise FileError(f"{path} is damaged or foreign ({error}); nothing was loaded") from error
     said = {name: (list(t.shape), _short(t.dtype)) for name, t in tensors.items()}
     if said != {name: (spec["shape"], spec["dtype"]) for name, spec in structure["tensors"].items()}:

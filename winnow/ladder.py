@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from winnow.curve import FORMAT, RECORD, SMALL, Path, Point, stored_points
 from winnow.errors import FileError, ScheduleError, TraceError
-from winnow.files import WEIGHTS, load, save
+from winnow.files import WEIGHTS, load, save, tensor_files
 from winnow.groups import NM, Elements, Grouping
 from winnow.measure import measure
 from winnow.routes import Route
@@ -89,6 +89,7 @@ def path(
     holds something else.
     """
     _check(densities, steps, cost)
+    tensor_files()  # rather than after the dense training
     lengths = _lengths(len(densities), steps, cost)
     folder, template = Folder(out), copy.deepcopy(model)
     asked = {
@@ -229,8 +230,6 @@ def _finish(
     numbers: tuple[float, float, int],
     layers: Sequence[tuple[str, int, int]],
 ) -> Point:
-    from safetensors.torch import save_file
-
     asked, density, steps = numbers
     save(model.eval(), part / STATE)
     small, proof = compact(model, example)
@@ -250,16 +249,14 @@ def _finish(
         steps,
         layers,
     )
-    save_file({"dice": torch.get_rng_state()}, part / DICE)
+    tensor_files().torch.save_file({"dice": torch.get_rng_state()}, part / DICE)
     return point
 
 
 def _resume(state: Folder, model: nn.Module) -> None:
-    from safetensors.torch import load_file
-
     saved = load(state, lambda: copy.deepcopy(model))
     model.load_state_dict(saved.state_dict())
-    torch.set_rng_state(load_file(state.parent / DICE)["dice"])
+    torch.set_rng_state(tensor_files().torch.load_file(state.parent / DICE)["dice"])
 
 
 def _begun(folder: Folder, asked: Mapping[str, Any]) -> list[Point]:

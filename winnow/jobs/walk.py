@@ -22,7 +22,7 @@ from .tasks import digest, others_code
 from .train import Side, evaluate, make_optimizer, one_step
 
 LOOKS = 100  # lines of a rung in the history
-PRICE = "MACs per 2 inputs"
+PRICE = "MACs per input"
 """What the job's example costs."""
 HISTORY, COLUMNS = "history.csv", ("side", "step", "loss", "lr")
 EPOCHS = 10_000  # of minibatches that a rung may draw before it meets the next one's
@@ -174,7 +174,8 @@ def table(record: dict[str, Any]) -> Any:
         shown.add_column(f"faster at {batch}", justify="right")
     for p in points:
         judged = f"{-p['score']:.4f}" if by_loss else f"{p['score']:.2f}"
-        sizes = [_brief(p[key]) for key in ("parameters", "nonzero", "macs", "bytes")]
+        macs = p["macs"] // shrink.INPUTS
+        sizes = [_brief(x) for x in (p["parameters"], p["nonzero"], macs, p["bytes"])]
         shown.add_row(
             f"{p['asked']:g}", f"{p['density']:.4g}", judged, *sizes, *(f"{p['speedup'][b]:.2f}×" for b in batches)
         )

@@ -13,6 +13,7 @@ from typing import Any
 import winnow
 from winnow.compare import league
 from winnow.errors import WinnowError
+from winnow.jobs.shrink import INPUTS
 
 from . import charts
 from .runs import Run, asked_for
@@ -206,15 +207,16 @@ def _speed(run: Run) -> str:
     if run.kind == "path":
         points = run.record["points"]
         batches = list(points[0]["speedup"])
+        inputs = INPUTS if run.record.get("environment") else 1  # `winnow.path` may have been given any example
         columns = [
             "kept",
-            "MACs per 2 inputs" if run.record.get("environment") else "MACs of the example",
+            "MACs of the example" if inputs == 1 else "MACs per input",
             "bytes",
             *(f"ms at batch {b}" for b in batches),
             *(f"faster at {b}" for b in batches),
         ]
         rows = [
-            [f"{p['density']:.4g}", f"{p['macs']:,}", f"{p['bytes']:,}"]
+            [f"{p['density']:.4g}", f"{p['macs'] // inputs:,}", f"{p['bytes']:,}"]
             + [f"{1e3 * p['seconds'][b]:.3f}" for b in batches]
             + [f"{p['speedup'][b]:.2f}×" for b in batches]
             for p in points
@@ -224,9 +226,9 @@ def _speed(run: Run) -> str:
     if not smaller:
         return ""
     proof, timed = smaller["proof"], smaller["measured"]
-    named = {"macs": "MACs per 2 inputs"}
-    sizes = [[named.get(key, key), *(f"{x:,}" for x in proof[key]), f"{proof[key][0] / max(proof[key][1], 1):.2f}×"]
-             for key in ("parameters", "bytes", "macs")]  # fmt: skip
+    counted = {"parameters": proof["parameters"], "bytes": proof["bytes"]}
+    counted["MACs per input"] = [x // INPUTS for x in proof["macs"]]
+    sizes = [[key, f"{a:,}", f"{b:,}", f"{a / max(b, 1):.2f}×"] for key, (a, b) in counted.items()]
     times = [
         [f"ms at batch {a['batch']}, median (95 %)", _ms(a), _ms(b), f"{a['p50'] / b['p50']:.2f}×"]
         for a, b in zip(timed["before"], timed["after"], strict=True)
