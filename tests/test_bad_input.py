@@ -545,7 +545,7 @@ def test_a_density_below_what_has_to_stay_is_said_at_once():
 
 
 def test_too_few_steps_and_no_zeros_are_said():
-    with pytest.warns(winnow.WinnowWarning, match="3 optimizer steps to choose what stays; steps=6 is the number"):
+    with pytest.warns(winnow.WinnowWarning, match="only 3 of 6 optimizer steps are there to choose what stays"):
         Toward(0.1, 6)
     model, optimizer = two_layers()
     run = trained(model, optimizer, 5, where=Elements(), when=1e-4)

@@ -674,6 +674,39 @@ def test_a_killed_worker_hangs_nobody(optuna, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "c" / "run.json").read_text())["rows"] == []
 
 
+def test_workers_end_with_the_process_that_began_them(tmp_path):
+    """Killed without a word, as by the system when memory runs out."""
+    script = tmp_path / "begin.py"
+    script.write_text(
+        "import multiprocessing, sys, time\n"
+        "from winnow.compare import command\n"
+        "def crew():\n"
+        "    command.worker = lambda *_: time.sleep(600)\n"
+        "    command._crew('nowhere', 1, None)\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=crew)\n"
+        "    process.start()\n"
+        "    print(process.pid, flush=True)\n"
+        "    process.join()\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    time.sleep(0.2)
+    os.kill(child, 0)  # alive
+    parent.kill()
+    parent.wait()
+    until = time.time() + 120  # it has to import torch first
+    while time.time() < until:
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("the worker lives on")
+
+
 def _killed(where, threads, told):
     os.kill(os.getpid(), signal.SIGKILL)
 

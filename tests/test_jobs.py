@@ -460,6 +460,18 @@ def test_a_path_from_the_command_line(tmp_path: Path) -> None:
     assert (tmp_path / "p" / "path.json").read_bytes() == before
     other = winnow(*words, "--lr", 0.01)  # not the path that lies there
     assert other.exit_code == 2 and "holds another path (tag" in other.stderr
+    sized = {p["parameters"]: p for p in record["points"]}
+    done = winnow("pick", tmp_path / "p", "--max-drop", 100)  # points of accuracy: anything goes
+    assert done.exit_code == 0 and f"density {min(p['density'] for p in sized.values()):.4g}" in done.stdout, done.output
+    assert {f.name for f in (tmp_path / "p" / "picked").iterdir()} == {"model.safetensors", "structure.json"}
+    done = winnow("pick", tmp_path / "p", "--max-params", min(sized) - 1, "--out", tmp_path / "none")
+    assert done.exit_code == 2 and "no point keeps within" in done.stderr and not (tmp_path / "none").exists()
+    least = record["points"][2]["macs"] // 2
+    done = winnow("pick", tmp_path / "p", "--max-macs", least, "--out", tmp_path / "small.pt2")
+    assert done.exit_code == 0 and f"{least:,} MACs per input" in done.stdout and (tmp_path / "small.pt2").exists()
+    for verb, complaint in (("compact", "which `winnow pick` take"), ("pick", "a limit is needed")):
+        done = winnow(verb, tmp_path / "p")
+        assert done.exit_code == 2 and complaint in done.stderr.replace("\n", " "), done.stderr
 
 
 def test_an_interrupted_path_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,3 +300,8 @@ def test_a_score_may_be_a_tensor_and_the_smallest_batch_is_the_usual_one(tmp_pat
         winnow.choose(found, max_latency=0.0)
     with pytest.raises(TypeError, match="pick"):
         winnow.pick(found, max_accuracy_drop=0.1)
+
+
+def test_pick_needs_a_path():
+    with pytest.raises(WinnowError, match=r"Path\.read"):
+        winnow.pick("runs/path", max_drop=1.0)

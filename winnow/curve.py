@@ -89,7 +89,8 @@ def pick(
 ) -> nn.Module:
     """The model to ship: that of the point which `choose` takes by the same limits."""
     limits = {"max_drop": max_drop, "max_latency": max_latency, "max_params": max_params, "max_macs": max_macs}
-    return found.load(choose(found, **limits, batch=batch))  # type: ignore[arg-type]
+    point = choose(found, **limits, batch=batch)  # type: ignore[arg-type]
+    return found.load(point)
 
 
 def choose(
@@ -108,6 +109,10 @@ def choose(
     """
     limits = {"max_latency": max_latency, "max_params": max_params, "max_macs": max_macs, "max_drop": max_drop}
     given = {name: limit for name, limit in limits.items() if limit is not None}
+    if not isinstance(found, Path):
+        raise ScheduleError(
+            f"pick and choose take what winnow.path returned, or winnow.Path.read(folder, model), got {found!r}"
+        )
     if not given:
         raise ScheduleError("a limit is needed: max_drop=0.005, max_latency=…, max_params=… or max_macs=…")
     sizes = [_sizes(point, found.points[0], batch) for point in found.points]

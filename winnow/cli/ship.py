@@ -1,4 +1,4 @@
-"""SHIP: `winnow compact`, `measure`, `export`: what a run folder is good for."""
+"""SHIP: `winnow compact`, `measure`, `export`, `pick`: what a run folder is good for."""
 
 from __future__ import annotations
 
@@ -46,3 +46,39 @@ def export_command(
         run = shrink.reopen(folder)
         error = winnow.export(shrink.reload(run), path, run.example, dynamic_batch=dynamic_batch)
     typer.echo(f"{path}: read back, outputs equal to {error:.0e} of the largest")
+
+
+@app.command("pick")
+def pick_command(
+    folder: Annotated[Path, typer.Argument(help="A folder of `winnow path`.", show_default=False)],
+    max_drop: Annotated[
+        float | None, typer.Option(help="From the dense score: points of accuracy in %, or nats of loss.")
+    ] = None,
+    max_latency: Annotated[float | None, typer.Option(help="Milliseconds per call at batch 1.")] = None,
+    max_params: Annotated[int | None, typer.Option(help="Parameters.")] = None,
+    max_macs: Annotated[int | None, typer.Option(help="Multiply-adds per input.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder for winnow.load, or .onnx or .pt2.", show_default="FOLDER/picked")
+    ] = None,
+) -> None:
+    """The model to ship from a path: with --max-drop the smallest file within it, else the best score within the limits."""
+    place = folder / "picked" if out is None else out
+    with said():
+        found, example = shrink.path_of(folder)
+        point = winnow.choose(
+            found,
+            max_drop=max_drop,
+            max_latency=None if max_latency is None else max_latency / 1000,
+            max_params=max_params,
+            max_macs=None if max_macs is None else max_macs * shrink.INPUTS,
+        )
+        small = found.load(point)
+        if place.suffix in (".onnx", ".pt2"):
+            winnow.export(small, place, example)
+        else:
+            winnow.save(small, place, compress=True)
+    dense = found.points[0]
+    typer.echo(
+        f"{place}: density {point.density:.4g}, score {point.score:.4f} (dense {dense.score:.4f}), "
+        f"{point.parameters:,} parameters, {point.macs // shrink.INPUTS:,} MACs per input, {point.bytes:,} bytes"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,17 @@ def _several(where: str, jobs: int, news: News) -> None:
 def _crew(where: str, threads: int, told: Any) -> None:
     import torch
 
+    threading.Thread(target=_orphaned, daemon=True).start()
     torch.set_num_threads(threads)
     worker(where, lambda *line: told.put(line))
+
+
+def _orphaned() -> None:
+    """Ends this process with the one that began it, which may be killed without a word; its job is taken up again."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def table(record: Row, most: int = 3) -> Any:

@@ -57,23 +57,7 @@ def reopen(folder: Path) -> Finished:
     Raises:
         WinnowError: it is none, or its files do not belong together.
     """
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        if record.get("kind", "train") != "train":
-            raise WinnowError(
-                f"{folder} was written by `winnow {record['kind']}`; give the folder of a `winnow train`; "
-                "in Python, winnow.Path.read and winnow.pick take a path's"
-            )
-        fields = {field.name for field in dataclasses.fields(Options)}
-        options = Options(**{key: value for key, value in record["options"].items() if key in fields})
-    except FileNotFoundError as error:
-        raise WinnowError(
-            f"{folder} is no run folder: it has no run.json; give what `winnow train` printed last"
-        ) from error
-    except WinnowError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise WinnowError(f"{folder / 'run.json'} is damaged ({error})") from error
+    options = _options(folder, "train")
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
@@ -86,6 +70,35 @@ def reopen(folder: Path) -> Finished:
             f"{folder / 'model.safetensors'} does not belong to {folder / 'run.json'}: {error}"
         ) from error
     return Finished(folder, options, data, model.eval())
+
+
+def path_of(folder: Path) -> tuple[winnow.Path, torch.Tensor]:
+    """A folder that `winnow path` wrote, and what its models are called with; raises as `reopen` does."""
+    options = _options(folder, "path")
+    data = options.job.load(lambda _line: None)
+    return winnow.Path.read(folder, make(options, data)), example_of(data)
+
+
+VERBS = {"train": "`winnow compact`, `measure` and `export`", "path": "`winnow pick`"}
+
+
+def _options(folder: Path, kind: str) -> Options:
+    """What a run was asked for, from its run.json."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        wrote = record.get("kind", "train")
+        fields = {field.name for field in dataclasses.fields(Options)}
+        options = Options(**{k: v for k, v in record["options"].items() if k in fields}) if wrote == kind else None
+    except FileNotFoundError as error:
+        raise WinnowError(
+            f"{folder} is no run folder: it has no run.json; give what `winnow {kind}` printed last"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WinnowError(f"{folder / 'run.json'} is damaged ({error})") from error
+    if options is None:
+        takes = f", which {VERBS[wrote]} take" if wrote in VERBS else ""
+        raise WinnowError(f"{folder} was written by `winnow {wrote}`{takes}; give the folder of a `winnow {kind}` here")
+    return options
 
 
 def shrink(model: nn.Module, example: torch.Tensor, folder: Path, seconds: float = 1.0) -> dict[str, Any]:

@@ -56,8 +56,8 @@ class Toward(Schedule):
             raise ScheduleError(f"every must be a number of steps >= 0 (0: a hundredth of the run), got {self.every}")
         if self.last - pace.begin * self.steps < FEW:
             warn(
-                f"Toward has {self.last - round(pace.begin * self.steps)} optimizer steps to choose what stays; "
-                f"steps={self.steps} is the number of optimizer steps of the whole training, not of epochs"
+                f"only {self.last - round(pace.begin * self.steps)} of {self.steps} optimizer steps are there to choose what "
+                "stays: train longer; steps= of Toward is the number of optimizer steps of the whole training, not of epochs"
             )
         nonnegative("pull", pace.pull)
         nonnegative("dose", self.dose)
