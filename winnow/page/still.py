@@ -46,4 +46,11 @@ def _panel(task: str, runs: Sequence[Run]) -> dict[str, Any]:
     spec = charts.tradeoff(runs)
     for layer in spec["layer"]:
         layer["encoding"]["color"] = {**layer["encoding"]["color"], "legend": {"orient": "right", "symbolOpacity": 1}}
-    return {**spec, "title": task, "width": WIDTH, "height": HEIGHT}
+    said = [
+        "lines: means, points: trainings"
+        if len(spec["layer"]) == 2
+        else "lines and bands: means and standard deviations"
+    ]
+    said += [f"{hidden} worse points are left out"] if (hidden := charts.out_of_view(runs)) else []
+    title = {"text": task, "subtitle": "; ".join(said)}
+    return {**spec, "title": title, "width": WIDTH, "height": HEIGHT}
