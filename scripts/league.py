@@ -28,10 +28,12 @@ WHEN = (
 AUTO = """Routes under the two optimizers that most people use, at three learning rates: factors of the one found on the dense
 control. Mean test accuracy in % over the tasks named, 3 splits each; a dash: some diverged.
 
-`--how auto` and `recipes.auto` take a gate of depth 2 everywhere. On single weights its mean rank in the [league](league.md) is
-level with the best routes that were there under SGD with momentum, and here it is ahead of decay and level with the others
-under AdamW; on [whole units](league-units.md) it has the best mean rank over all densities. The rate stays yours: under
-AdamW three times the dense one is better here for most."""
+What `--how auto` and `recipes.auto` take from this and the league tables: single weights under SGD with momentum,
+[latent weights](latent.md), whose mean rank is the [best there](league.md) and whose lead here grows with sparsity; single
+weights under AdamW, a gate of depth 2, which does well at both rates where latent weights need the larger one (with three times
+the rate and a fiftieth left they are ahead); groups, a gate of depth 2, level with decay on LogSum by mean rank on [whole
+units](league-units.md). Under AdamW three times the dense rate is better for most: `--how auto` takes it for single weights, in
+your own code the rate is yours (`recipes.rate`)."""
 HEAD = """Made by `scripts/league.py` from the records; the rules are those of [comparisons](compare.md). Scores are test
 accuracy in %, mean ± standard deviation over seeds; **bold** is Winnow's; ≈ is within one standard deviation of the
 first."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.optim import Optimizer
+
 from winnow.groups import Elements, Grouping, Rows
 from winnow.penalties import LogSum, Lp, Penalty
-from winnow.routes import Decay, Dropout, Gating, Hyperbolic, Masking, Route
+from winnow.routes import Decay, Dropout, Gating, Hyperbolic, Latent, Masking, Route
 from winnow.schedules import Feedback, Schedule, Toward
 from winnow.sites import Where
 from winnow.starts import Balanced, Truncated
@@ -78,15 +80,21 @@ def adaptive_dropout(penalty: Penalty | None = None, strength: Schedule | float 
     return {"how": Dropout(penalty or LogSum(2.0)), "where": Elements(), "when": strength}
 
 
-def auto(density: float, steps: int, where: Where | None = None) -> Words:
-    """Toward a density by the route that did best where it was measured (docs/league.md).
+def auto(density: float, steps: int, optimizer: Optimizer, where: Where | None = None) -> Words:
+    """Toward a density by the route that did best where it was measured (docs/league.md, league-units.md, rates.md).
 
-    A gate of depth 2: on single weights level with decay on LogSum by mean rank over all tasks and densities under SGD with
-    momentum, and the best under AdamW over the learning rates tried; on whole units (`Channels`) the best by mean rank.
+    Single weights: latent weights under SGD with momentum, a gate of depth 2 under Adam and its like, which does best at
+    `rate` times the learning rate that is best for dense training.  Whole units, and all other groups: a gate of depth 2.
     """
-    return {"how": best(), "where": where or Elements(), "when": Toward(density, steps)}
+    single, adaptive = where is None or isinstance(where, Elements), "betas" in optimizer.defaults
+    return {"how": best(single, adaptive), "where": where or Elements(), "when": Toward(density, steps)}
 
 
-def best() -> Route:
-    """The route `auto` takes."""
-    return Gating(depth=2)
+def best(single: bool, adaptive: bool) -> Route:
+    """The route `auto` takes: for single weights or groups, under SGD or an optimizer with second moments."""
+    return Latent() if single and not adaptive else Gating(depth=2)
+
+
+def rate(single: bool, adaptive: bool) -> float:
+    """By how much the learning rate should be above that of dense training for `auto`'s route (docs/rates.md)."""
+    return 3.0 if single and adaptive else 1.0

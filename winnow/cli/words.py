@@ -27,7 +27,13 @@ def one_of(words: object) -> str:
 
 Data = Annotated[str | None, typer.Argument(help=one_of((*TASKS, "a .py file of yours")), show_default=False)]
 TaskFile = Annotated[str | None, typer.Option(help="A file that defines a task of your own, TASK = Task(…).")]
-How = Annotated[str, typer.Option(help=one_of(table.ROUTES))]
+How = Annotated[
+    str,
+    typer.Option(
+        help=one_of(table.ROUTES)
+        + ". auto: by groups and optimizer; single weights under adamw are trained at 3 x --lr (docs/rates.md)"
+    ),
+]
 Where = Annotated[str, typer.Option(help=table.WHERE_HELP)]
 Penalty = Annotated[str | None, typer.Option(help=one_of(table.PENALTIES), show_default="by route")]
 P = Annotated[float | None, typer.Option(help="Exponent of --penalty lp.", show_default="0.5")]

@@ -34,7 +34,7 @@ ROUTES: dict[str, Callable[[Any], Any]] = {
     "masking": lambda _options: winnow.Masking(beta=1.0),
     "dropout": lambda o: winnow.Dropout(PENALTIES[o.penalty or "logsum"](o.p)),
     "latent": lambda _options: winnow.Latent(),
-    "auto": lambda _options: winnow.recipes.best(),
+    "auto": lambda o: winnow.recipes.best(*o.kind),
 }
 
 # one line per grouping: model, example, what counts -> what attach takes as `where`
@@ -138,6 +138,16 @@ class Options:
         return next(((word, getattr(self, word)) for word in COUNTS if getattr(self, word) is not None), None)
 
     @property
+    def kind(self) -> tuple[bool, bool]:
+        """Whether single weights go to a target, and whether the optimizer has second moments: what `auto` looks at."""
+        return self.where == "elements" and self.target is not None, self.optimizer != "sgd"
+
+    @property
+    def factor(self) -> float:
+        """Of the sparse side's learning rate: 1, unless `auto` knows better."""
+        return winnow.recipes.rate(*self.kind) if self.how == "auto" else 1.0
+
+    @property
     def asked(self) -> float | None:
         """The share asked for."""
         return self.target and self.target[1]
@@ -167,7 +177,7 @@ class Options:
         if self.depth is not None and self.penalty is not None:
             raise WinnowError("--depth D is --penalty lp with p = 2/D: give one of the two")
         if self.penalty is not None:
-            if self.how in ("masking", "auto"):
+            if self.how in ("masking", "latent", "auto"):
                 raise WinnowError(f"--how {self.how} has a penalty of its own: leave --penalty out")
             _choose("penalty", self.penalty, PENALTIES)
         if self.p is not None and (self.penalty or {"decay": "lp"}.get(self.how)) != "lp":

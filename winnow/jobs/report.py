@@ -133,7 +133,8 @@ def table(record: dict[str, Any]) -> Any:
     from rich.text import Text
 
     options, dense, sparse = record["options"], record.get("dense"), record.get("sparse")
-    how = f"auto: {record['route']}" if options["how"] == "auto" else options["how"]
+    faster = f", rate × {record['rate_factor']:g}" if record.get("rate_factor", 1.0) != 1.0 else ""
+    how = f"auto: {record['route']}{faster}" if options["how"] == "auto" else options["how"]
     words = [options["data"], how, options["where"], f"seed {options['seed']}"]
     shown = Table(title=" · ".join(words) + f" · {record['steps']} steps", title_justify="left")
     shown.add_column("")

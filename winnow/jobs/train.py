@@ -104,7 +104,7 @@ def prepare(options: Options, data: Data) -> list[Side]:
     torch.manual_seed(options.seed)
     model = shrink.make(options, data)
     dense = copy.deepcopy(model)
-    sparse = Side("sparse", model, make_optimizer(model, options))
+    sparse = Side("sparse", model, make_optimizer(model, options, options.factor))
     when: Any = options.strength if options.target is None else winnow.Toward(density=options.target[1], steps=steps)
     count = options.target and COUNTS[options.target[0]][1]
     how, where = ROUTES[options.how](options), GROUPINGS[options.where](model, shrink.example_of(data), count)
@@ -126,9 +126,9 @@ def _train(sides: list[Side], data: Data, options: Options, screen: Quiet) -> tu
     return "done", None
 
 
-def make_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
-    """The user's optimizer, the same on either side: SGD with momentum 0.9, or AdamW."""
-    same: Any = {"lr": options.lr or 0.0, "weight_decay": options.weight_decay}
+def make_optimizer(model: nn.Module, options: Options, factor: float = 1.0) -> torch.optim.Optimizer:
+    """The user's optimizer, the same on either side but for `factor`: SGD with momentum 0.9, or AdamW."""
+    same: Any = {"lr": factor * (options.lr or 0.0), "weight_decay": options.weight_decay}
     if options.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=0.9, **same)
     return torch.optim.AdamW(model.parameters(), fused=True, **same)
@@ -247,6 +247,7 @@ def _record(options: Options, data: Data, sides: list[Side], status: str) -> dic
         "data": data.describe(),
         "by_loss": options.job.by_loss,
         "route": repr(ROUTES[options.how](options)),
+        "rate_factor": options.factor,
         "steps": (options.epochs or 0) * data.steps(options.batch or 0),
         "dense": results.get("dense"),
         "sparse": results["sparse"],
