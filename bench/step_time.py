@@ -117,6 +117,7 @@ def variants() -> dict[str, Make]:
         table[name] = ours(how, where, True)
         table[name + ", plain"] = ours(how, where, False)
     table["dropout elements"] = ours(drop, elements, False)
+    table["latent elements, plain"] = ours(winnow.Latent(), elements, False)
     table |= {"parametrize rows": parametrized(True), "parametrize elements": parametrized(False)}
     return table | {"PAT rows": pat(True), "PAT elements": pat(False)}
 

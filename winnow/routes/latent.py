@@ -85,10 +85,12 @@ class LatentLane(Lane):
 
     def shrunk(self) -> Tensor:
         """w of the latent weights as they are."""
-        groups, z = self.site.groups, self.z.detach()
-        height = self.norm() / max(float(self.threshold) * groups.scale, UNDERFLOW)  # in thresholds
-        factor = self.route.shrinkage.prox(height, 1.0) / height.clamp_min(torch.finfo(z.dtype).tiny)
-        return groups.spread(factor * self.kept, z).to(self.site.theta.dtype)
+        groups, z, threshold = self.site.groups, self.z.detach(), float(self.threshold) * self.site.groups.scale
+        factor = self.kept
+        if threshold > 0:
+            height = self.norm() / max(threshold, UNDERFLOW)  # in thresholds
+            factor = self.route.shrinkage.prox(height, 1.0) / height.clamp_min(torch.finfo(z.dtype).tiny) * factor
+        return groups.spread(factor, z).to(self.site.theta.dtype)
 
     @torch.no_grad()
     def agrees(self) -> bool:
