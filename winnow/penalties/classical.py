@@ -223,6 +223,8 @@ class Garrote(Penalty):
     def prox(self, r: Tensor, t: float) -> Tensor:
         if t > 2 * self.epsilon:
             raise PenaltyError(f"{self}: the proximal map jumps for t > 2ε, got t={t:g}; take a larger epsilon")
+        if t == self.epsilon:
+            return (r - t * t / r).clamp_min(0)
         root = (r**2 - 4 * self.epsilon * (t - self.epsilon)).clamp_min(0).sqrt()
         return torch.where(r > t, r - 2 * self.epsilon * t / (r + root), 0.0)  # slope 2ε/(r + root) there
 

@@ -68,7 +68,8 @@ class LatentLane(Lane):
         wide = torch.float32 if theta.dtype in (torch.float16, torch.bfloat16) else theta.dtype
         self.z = nn.Parameter(theta.to(wide, copy=True))
         self.kept = torch.ones_like(site.groups.norm(theta), dtype=torch.bool)
-        """Groups that are not zero for good."""
+        """Groups that are not zero for good; all, until `chosen`."""
+        self.chosen = False
         self.threshold = torch.zeros((), dtype=torch.float64, device="cpu")  # in place, as a checkpoint holds it
 
     def __str__(self) -> str:
@@ -82,15 +83,16 @@ class LatentLane(Lane):
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
         self.kept, self.threshold = kept["kept"], kept["threshold"]
+        self.chosen = not bool(_number(self.kept.all()))
 
     def shrunk(self) -> Tensor:
         """w of the latent weights as they are."""
-        groups, z, threshold = self.site.groups, self.z.detach(), float(self.threshold) * self.site.groups.scale
-        factor = self.kept
+        groups, w, threshold = self.site.groups, self.z.detach(), float(self.threshold) * self.site.groups.scale
         if threshold > 0:
-            height = self.norm() / max(threshold, UNDERFLOW)  # in thresholds
-            factor = self.route.shrinkage.prox(height, 1.0) / height.clamp_min(torch.finfo(z.dtype).tiny) * factor
-        return groups.spread(factor, z).to(self.site.theta.dtype)
+            height = self.norm().div_(max(threshold, UNDERFLOW))  # in thresholds
+            lower = self.route.shrinkage.prox(height, 1.0)
+            w = groups.spread(lower.div_(height.clamp_min_(torch.finfo(w.dtype).tiny)), w)
+        return (groups.spread(self.kept, w) if self.chosen else w).to(self.site.theta.dtype)
 
     @torch.no_grad()
     def agrees(self) -> bool:
@@ -111,12 +113,14 @@ class LatentLane(Lane):
 
     @torch.no_grad()
     def before(self, moment: Moment) -> None:
-        self.z.grad = moment.whole_gradient(self.site.theta).to(self.z.dtype, copy=True)  # optimizers write to it
+        scaled = not isinstance(moment.scale, float)  # and divided in place by the optimizer
+        self.z.grad = moment.whole_gradient(self.site.theta).to(self.z.dtype, copy=scaled)
 
     @torch.no_grad()
     def after(self, moment: Moment, state: Mapping[str, Any]) -> None:
         self.threshold += moment.strength * moment.rate
-        self.site.groups.split(self.z).mul_(self.kept)
+        if self.chosen:
+            self.site.groups.split(self.z).mul_(self.kept)
         self.push()
 
     def norm(self) -> Tensor:
@@ -146,6 +150,7 @@ class LatentLane(Lane):
         """What stays goes on from the weights as they are, under a threshold that begins at zero again."""
         groups = self.site.groups
         self.kept &= ~dead
+        self.chosen = True
         self.z.copy_(self.site.theta)
         self.threshold.zero_()
         erase({"": self.z.data, **state.get("z", {})}, groups, dead, self.z.shape)
