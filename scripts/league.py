@@ -28,12 +28,13 @@ WHEN = (
 AUTO = """Routes under the two optimizers that most people use, at three learning rates: factors of the one found on the dense
 control. Mean test accuracy in % over the tasks named, 3 splits each; a dash: some diverged.
 
-What `--how auto` and `recipes.auto` take from this and the league tables: single weights under SGD with momentum,
-[latent weights](latent.md), whose mean rank is the [best there](league.md) and whose lead here grows with sparsity; single
-weights under AdamW, a gate of depth 2, which does well at both rates where latent weights need the larger one (with three times
-the rate and a fiftieth left they are ahead); groups, a gate of depth 2, level with decay on LogSum by mean rank on [whole
-units](league-units.md). Under AdamW three times the dense rate is better for most: `--how auto` takes it for single weights, in
-your own code the rate is yours (`recipes.rate`)."""
+What to take from this and the league tables. Single weights under SGD with momentum: [latent weights](latent.md) have the
+[best mean rank](league.md), and lead here with a fiftieth kept; on networks of two hidden layers, as all of these are: deep
+narrow ones may break ([failure modes](latent.md)). Under AdamW the larger rate is better for most; with it latent weights lead
+with a fiftieth kept and a gate of depth 2 does well throughout, without it latent weights fail. On [whole
+units](league-units.md) a gate of depth 2 is level with decay on LogSum by mean rank. `--how auto` and `recipes.auto` take the
+gate of depth 2 everywhere, as nothing was seen to break it; `--how auto` trains single weights under AdamW at three times
+`--lr`, in your own code the rate is yours (`recipes.rate`)."""
 HEAD = """Made by `scripts/league.py` from the records; the rules are those of [comparisons](compare.md). Scores are test
 accuracy in %, mean ± standard deviation over seeds; **bold** is Winnow's; ≈ is within one standard deviation of the
 first."""
@@ -69,11 +70,17 @@ def pages() -> dict[Path, str]:
 
 def _one_plan(these: Found) -> None:
     """Records of one task may differ in their methods alone: a method may have come later."""
-    plans: dict[tuple[str, ...], dict[str, Any]] = {}
+    plans: dict[str, dict[str, Any]] = {}
+    seen: set[tuple[str, str]] = set()
     for folder, record in these:
-        plan = {key: value for key, value in record["plan"].items() if key != "methods"}
-        if plans.setdefault(tuple(plan["tasks"]), plan) != plan:
-            sys.exit(f"{folder} has another plan than the other record of {plan['tasks']}: make it again")
+        plan = {key: value for key, value in record["plan"].items() if key not in ("methods", "tasks")}
+        for task in record["plan"]["tasks"]:
+            if plans.setdefault(task, plan) != plan:
+                sys.exit(f"{folder} has another plan than the other record of {task}: make it again")
+            twice = {(task, name) for name in record["plan"]["methods"]} & seen
+            if twice:
+                sys.exit(f"{folder} has what another record has already: {sorted(twice)}")
+            seen |= {(task, name) for name in record["plan"]["methods"]}
 
 
 def _section(these: Found) -> Iterator[str]:

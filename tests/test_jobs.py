@@ -466,10 +466,11 @@ def test_a_path_from_the_command_line(tmp_path: Path) -> None:
     assert {f.name for f in (tmp_path / "p" / "picked").iterdir()} == {"model.safetensors", "structure.json"}
     done = winnow("pick", tmp_path / "p", "--max-params", min(sized) - 1, "--out", tmp_path / "none")
     assert done.exit_code == 2 and "no point keeps within" in done.stderr and not (tmp_path / "none").exists()
+    assert f"--max-macs {record['points'][2]['macs'] // 2} (per input)" in done.stderr.replace("\n", " ")
     least = record["points"][2]["macs"] // 2
     done = winnow("pick", tmp_path / "p", "--max-macs", least, "--out", tmp_path / "small.pt2")
     assert done.exit_code == 0 and f"{least:,} MACs per input" in done.stdout and (tmp_path / "small.pt2").exists()
-    for verb, complaint in (("compact", "which `winnow pick` take"), ("pick", "a limit is needed")):
+    for verb, complaint in (("compact", "which `winnow pick` take"), ("pick", "limit is needed: --max-drop")):
         done = winnow(verb, tmp_path / "p")
         assert done.exit_code == 2 and complaint in done.stderr.replace("\n", " "), done.stderr
 
@@ -516,7 +517,7 @@ def test_a_bad_path(words: str, complaint: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "route", "factor"),
     [
-        ("--keep 0.2", "Latent(shrinkage=Garrote(epsilon=1.0), penalty=Lp(p=1.0))", 1.0),
+        ("--keep 0.2", "Gating(penalty=Lp(p=1.0), start=None)", 1.0),
         ("--keep 0.2 --optimizer adamw --lr 0.001", "Gating(penalty=Lp(p=1.0), start=None)", 3.0),  # depth 2
         ("--keep 0.5 --where rows --optimizer adamw", "Gating(penalty=Lp(p=1.0), start=None)", 1.0),
         ("--strength 1e-4", "Gating(penalty=Lp(p=1.0), start=None)", 1.0),

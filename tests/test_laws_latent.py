@@ -1,5 +1,7 @@
 """Laws of the latent route: dual averaging, its stationary points, what comes back, and what the last cut leaves."""
 
+import copy
+
 import pytest
 import torch
 from lawbook import Weight, close, randn, tensor
@@ -149,6 +151,37 @@ def test_the_threshold_follows_the_cap():
     close(model.weight.detach(), theta.sign() * (theta.abs() - T).clamp_min(0), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("where", [winnow.NM(2, 4), Rows(weighted=True), Elements()])
+@pytest.mark.parametrize("first", ["model", "optimizer"])
+def test_a_checkpoint_right_after_a_cut_goes_on_to_the_bit(where, first, recwarn):
+    """A cut may hold at zero what is above the threshold: not to be taken for weights that somebody else has written."""
+    theta, target, steps = randn(16, 32), randn(16, 32, seed=1), 100
+    model, optimizer, _ = attached(theta, Latent(), 0.02, Toward(0.5, steps), 0.9, where)
+    ends = []
+    for step in range(steps):
+        if step == 20:
+            saved = {"model": copy.deepcopy(model.state_dict()), "optimizer": copy.deepcopy(optimizer.state_dict())}
+        descend(model, optimizer, target)
+    ends.append(model.weight.detach().clone())
+    model, optimizer, _ = attached(randn(16, 32, seed=5), Latent(), 0.02, Toward(0.5, steps), 0.9, where)
+    for part in (first, "optimizer" if first == "model" else "model"):
+        {"model": model, "optimizer": optimizer}[part].load_state_dict(saved[part])
+    descend(model, optimizer, target, steps - 20)
+    assert torch.equal(ends[0], model.weight.detach())
+    assert not [said for said in recwarn if "changed outside" in str(said.message)]
+
+
+def test_what_waits_and_is_chosen_does_not_stay_at_zero():
+    """The last cut ranks by latent weights, so what stands at zero may be among those that stay: without a gradient too."""
+    model, optimizer, run = attached(tensor(1.0, 0.5, 0.4, 0.3), Latent(), 0.1, 4.5)
+    descend(model, optimizer, tensor(1.0, 0.5, 0.4, 0.3))
+    assert (model.weight != 0).tolist() == [True, True, False, False]
+    run.cut(0.75)
+    assert model.weight[2].item() == pytest.approx(0.004) and run.density() == 0.75
+    run.settle()
+    assert (model.weight != 0).tolist() == [True, True, True, False]
+
+
 def test_a_target_takes_the_routes_own_pace():
     for how, pace in ((Latent(), winnow.Pace(0.0, 6.0, 0.0)), (winnow.Gating(depth=3), winnow.Pace())):
         _, _, run = attached(randn(4, 4), how, 0.1, Toward(0.5, 100))
@@ -163,6 +196,8 @@ def test_what_is_refused():
             Latent(penalty)
     with pytest.raises(PenaltyError, match="Garrote"):
         Latent(0.5)
+    with pytest.raises(PenaltyError, match="slope 1 at zero"):
+        Latent(winnow.penalties.Scaled(L1, 2.0))
     with pytest.raises(PenaltyError, match="jumps"):
         Latent(Garrote(0.1))
     assert Latent().penalty == L1

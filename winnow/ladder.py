@@ -21,12 +21,13 @@ from torch.optim import Optimizer
 from winnow.curve import FORMAT, RECORD, SMALL, Path, Point, stored_points
 from winnow.errors import FileError, ScheduleError, TraceError
 from winnow.files import WEIGHTS, load, save, tensor_files
-from winnow.groups import NM, Elements, Grouping
+from winnow.groups import Grouping
 from winnow.measure import measure
 from winnow.routes import Route
+from winnow.routes.base import Site
 from winnow.run import attach
 from winnow.schedules import Toward
-from winnow.sites import Where
+from winnow.sites import Where, find_sites
 from winnow.smaller import compact
 from winnow.trace import Example
 
@@ -36,11 +37,12 @@ COST, GROW, HEAL = 2.5, 1.1, 0.7
 
 Chosen by hand on validation parts of LeNet-300-100/MNIST; no sweep is recorded.
 """
-WIDER = 0.85
+WIDER, MOSTLY = 0.85, 0.9
 """Single weights under Adam, whose steps know no scale: a rung's rates go as density^−0.85, as a sparse layer has less fan-in.
 
 Sparse maximal update parametrisation has density^−1 (Dey, Bergsma, Hestness, arXiv 2405.15743); chosen by hand among −0.5,
-−0.7, −0.85 and −1 on a validation part of Tiny Shakespeare, no sweep is recorded.
+−0.7, −0.85 and −1 on a validation part of Tiny Shakespeare, no sweep is recorded.  Only for parameter groups of which this
+share of all entries becomes sparse.
 """
 STATE, DICE = "state", "dice.safetensors"
 Fit = Callable[[nn.Module, Optimizer, int], None]
@@ -195,8 +197,9 @@ def _climb(
         handle.remove()
         _took(counted[0], steps)
         return 1.0, []
+    sites, _ = find_sites(model, optimizer, where)
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * _rate(density, group, where)  # not in place: a tensor may be every rung's
+        group["lr"] = group["lr"] * _rate(density, group, sites)  # not in place: a tensor may be every rung's
     run = attach(model, optimizer, how=how, where=where, when=Toward(density, steps, begin=0.0, heal=HEAL))
     if run.density() < 1:
         run.cut(run.density())  # what is zero stays zero, on every route
@@ -206,11 +209,15 @@ def _climb(
     return run.density(), [(layer.name, layer.alive, layer.groups) for layer in run.layers()]
 
 
-def _rate(density: float, group: Mapping[str, Any], where: Where) -> float:
-    """Factor of a rung's learning rates; Adam and its like have second moments, and betas."""
-    rules = where.values() if isinstance(where, Mapping) else [where]
-    single = all(isinstance(rule, (Elements, NM)) for rule in rules)
-    return (1 - density) * (density**-WIDER if single and "betas" in group else 1.0)
+def _rate(density: float, group: Mapping[str, Any], sites: Sequence[Site]) -> float:
+    """Factor of a rung's learning rates; Adam and its like have second moments, and betas.
+
+    Only a group that holds hardly anything but weights that become sparse gets the larger rates.
+    """
+    single = {id(theta) for site in sites if site.groups.size == 1 for theta in site.weights}
+    sparse = sum(theta.numel() for theta in group["params"] if id(theta) in single)
+    mostly = sparse >= MOSTLY * sum(theta.numel() for theta in group["params"])
+    return (1 - density) * (density**-WIDER if mostly and "betas" in group else 1.0)
 
 
 def _took(taken: int, asked: int) -> None:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.optim import Optimizer
-
 from winnow.groups import Elements, Grouping, Rows
 from winnow.penalties import LogSum, Lp, Penalty
-from winnow.routes import Decay, Dropout, Gating, Hyperbolic, Latent, Masking, Route
+from winnow.routes import Decay, Dropout, Gating, Hyperbolic, Masking, Route
 from winnow.schedules import Feedback, Schedule, Toward
 from winnow.sites import Where
 from winnow.starts import Balanced, Truncated
@@ -80,19 +78,17 @@ def adaptive_dropout(penalty: Penalty | None = None, strength: Schedule | float 
     return {"how": Dropout(penalty or LogSum(2.0)), "where": Elements(), "when": strength}
 
 
-def auto(density: float, steps: int, optimizer: Optimizer, where: Where | None = None) -> Words:
-    """Toward a density by the route that did best where it was measured (docs/league.md, league-units.md, rates.md).
+def auto(density: float, steps: int, where: Where | None = None) -> Words:
+    """Toward a density by a route that does well wherever it was tried (docs/league.md, league-units.md, rates.md).
 
-    Single weights: latent weights under SGD with momentum, a gate of depth 2 under Adam and its like, which does best at
-    `rate` times the learning rate that is best for dense training.  Whole units, and all other groups: a gate of depth 2.
+    A gate of depth 2.  Under Adam, on single weights, it does best at `rate` times the learning rate of dense training.
     """
-    single, adaptive = where is None or isinstance(where, Elements), "betas" in optimizer.defaults
-    return {"how": best(single, adaptive), "where": where or Elements(), "when": Toward(density, steps)}
+    return {"how": best(), "where": where or Elements(), "when": Toward(density, steps)}
 
 
-def best(single: bool, adaptive: bool) -> Route:
-    """The route `auto` takes: for single weights or groups, under SGD or an optimizer with second moments."""
-    return Latent() if single and not adaptive else Gating(depth=2)
+def best() -> Route:
+    """The route `auto` takes."""
+    return Gating(depth=2)
 
 
 def rate(single: bool, adaptive: bool) -> float:

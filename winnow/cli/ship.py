@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import winnow
+from winnow.errors import ScheduleError, WinnowError
 from winnow.jobs import shrink
 
 from .words import Folder, app, said
@@ -62,16 +63,21 @@ def pick_command(
     ] = None,
 ) -> None:
     """The model to ship from a path: with --max-drop the smallest file within it, else the best score within the limits."""
-    place = folder / "picked" if out is None else out
+    place, limits = folder / "picked" if out is None else out, (max_drop, max_latency, max_params, max_macs)
     with said():
+        if all(limit is None for limit in limits):
+            raise WinnowError("a limit is needed: --max-drop, --max-latency, --max-params or --max-macs")
         found, example = shrink.path_of(folder)
-        point = winnow.choose(
-            found,
-            max_drop=max_drop,
-            max_latency=None if max_latency is None else max_latency / 1000,
-            max_params=max_params,
-            max_macs=None if max_macs is None else max_macs * shrink.INPUTS,
-        )
+        try:
+            point = winnow.choose(
+                found,
+                max_drop=max_drop,
+                max_latency=None if max_latency is None else max_latency / 1000,
+                max_params=max_params,
+                max_macs=None if max_macs is None else max_macs * shrink.INPUTS,
+            )
+        except ScheduleError as error:
+            raise WinnowError(f"no point keeps within the limits; the least on the path: {_least(found)}") from error
         small = found.load(point)
         if place.suffix in (".onnx", ".pt2"):
             winnow.export(small, place, example)
@@ -81,4 +87,16 @@ def pick_command(
     typer.echo(
         f"{place}: density {point.density:.4g}, score {point.score:.4f} (dense {dense.score:.4f}), "
         f"{point.parameters:,} parameters, {point.macs // shrink.INPUTS:,} MACs per input, {point.bytes:,} bytes"
+    )
+
+
+def _least(found: winnow.Path) -> str:
+    """The smallest of everything that can be limited, in the command line's units."""
+    points, dense = found.points, found.points[0]
+    drop = min(dense.score - p.score for p in points)
+    latency = min(1000 * p.seconds[min(p.seconds, key=int)] for p in points)
+    macs = min(p.macs for p in points) // shrink.INPUTS
+    return (
+        f"--max-drop {drop:.4g}, --max-latency {latency:.4g} (ms), --max-params {min(p.parameters for p in points)}, "
+        f"--max-macs {macs} (per input)"
     )

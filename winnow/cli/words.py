@@ -31,7 +31,7 @@ How = Annotated[
     str,
     typer.Option(
         help=one_of(table.ROUTES)
-        + ". auto: by groups and optimizer; single weights under adamw are trained at 3 x --lr (docs/rates.md)"
+        + ". auto: a gate of depth 2; train takes 3 x --lr for single weights under adamw (docs/rates.md)"
     ),
 ]
 Where = Annotated[str, typer.Option(help=table.WHERE_HELP)]

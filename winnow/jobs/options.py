@@ -34,7 +34,7 @@ ROUTES: dict[str, Callable[[Any], Any]] = {
     "masking": lambda _options: winnow.Masking(beta=1.0),
     "dropout": lambda o: winnow.Dropout(PENALTIES[o.penalty or "logsum"](o.p)),
     "latent": lambda _options: winnow.Latent(),
-    "auto": lambda o: winnow.recipes.best(*o.kind),
+    "auto": lambda _options: winnow.recipes.best(),
 }
 
 # one line per grouping: model, example, what counts -> what attach takes as `where`
@@ -138,14 +138,10 @@ class Options:
         return next(((word, getattr(self, word)) for word in COUNTS if getattr(self, word) is not None), None)
 
     @property
-    def kind(self) -> tuple[bool, bool]:
-        """Whether single weights go to a target, and whether the optimizer has second moments: what `auto` looks at."""
-        return self.where == "elements" and self.target is not None, self.optimizer != "sgd"
-
-    @property
     def factor(self) -> float:
         """Of the sparse side's learning rate: 1, unless `auto` knows better."""
-        return winnow.recipes.rate(*self.kind) if self.how == "auto" else 1.0
+        single, adaptive = self.where == "elements", self.optimizer != "sgd"
+        return winnow.recipes.rate(single, adaptive) if self.how == "auto" else 1.0
 
     @property
     def asked(self) -> float | None:

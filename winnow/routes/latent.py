@@ -18,11 +18,15 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from winnow.errors import PenaltyError
 from winnow.penalties import L1, Garrote, Penalty
 from winnow.penalties.base import require_penalty
 from winnow.routes.base import UNDERFLOW, Lane, Route, Site, erase
 from winnow.routes.moment import Moment
 from winnow.schedules import Pace
+
+REBORN = 0.01
+"""What a group begins at that waits at zero when the choice falls on it, as a share of its latent weight."""
 
 
 @final
@@ -34,7 +38,7 @@ class Latent(Route):
     weights nearly alone, or `L1`, which takes the threshold from all.  With a target the threshold follows the cuts alone,
     which come early, as none but the last is for good.
 
-    Raises `PenaltyError` for a shrinkage without a proximal map in closed form.
+    Raises `PenaltyError` for a shrinkage without a proximal map in closed form, or with a slope other than 1 at zero.
     """
 
     shrinkage: Penalty = field(default=Garrote())
@@ -43,6 +47,11 @@ class Latent(Route):
     def __post_init__(self) -> None:
         require_penalty(self.shrinkage, "try Latent(Garrote())")
         self.shrinkage.prox(torch.ones(1), 1.0)
+        if self.shrinkage.slope_at_zero != 1:
+            raise PenaltyError(
+                f"the shrinkage must have slope 1 at zero, that T be the threshold, got {self.shrinkage} with "
+                f"{self.shrinkage.slope_at_zero:g}; try Garrote() or L1"
+            )
 
     def lane(self, site: Site, optimizer: torch.optim.Optimizer) -> Lane:
         return LatentLane(site, self)
@@ -97,7 +106,8 @@ class LatentLane(Lane):
     @torch.no_grad()
     def agrees(self) -> bool:
         theta, made = self.site.theta.detach(), self.shrunk()
-        off = (~((made - theta).abs() <= 64 * torch.finfo(theta.dtype).eps * theta.abs())).sum()  # NaN is off as well
+        wrong = ~((made - theta).abs() <= 64 * torch.finfo(theta.dtype).eps * theta.abs())  # NaN is wrong as well
+        off = (wrong & (theta != 0)).sum()  # a cut on the way may hold at zero what is above the threshold
         return int(off.full_tensor() if hasattr(off, "full_tensor") else off) == 0
 
     @torch.no_grad()
@@ -147,15 +157,18 @@ class LatentLane(Lane):
 
     @torch.no_grad()
     def zero(self, dead: Tensor, state: MutableMapping[str, Any]) -> None:
-        """What stays goes on from the weights as they are, under a threshold that begins at zero again."""
-        groups = self.site.groups
+        """What stays goes on from the weights as they are, under a threshold that begins at zero again.
+
+        What waited at zero and is to stay begins at a little of its latent weight, as a zero might never leave it.
+        """
+        groups, theta = self.site.groups, self.site.theta.detach()
         self.kept &= ~dead
         self.chosen = True
-        self.z.copy_(self.site.theta)
+        waiting = self.kept & (groups.norm(theta) == 0)
+        groups.split(self.z).copy_(torch.where(waiting, REBORN * groups.split(self.z), groups.split(theta)))
         self.threshold.zero_()
         erase({"": self.z.data, **state.get("z", {})}, groups, dead, self.z.shape)
-        groups.split(self.site.theta.data).masked_fill_(dead, 0)
-        self.site.scatter()
+        self.push()
 
 
 def _number(x: Tensor) -> float:
