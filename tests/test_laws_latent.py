@@ -136,7 +136,7 @@ def test_a_cut_on_the_way_is_none_for_good_and_the_last_one_is():
     last = round(0.6 * steps)
     assert back > 0 and all(bool((mask == seen[last - 1]).all()) for mask in seen[last:])
     assert run.settle().density() == 0.25
-    close(model.weight.detach()[seen[-1]], target[seen[-1]], rtol=0.3)  # what stays heals towards L's own minimum
+    close(model.weight.detach()[seen[-1]], target[seen[-1]], rtol=0.2)  # heals to L's minimum: 0.98^80 = 0.199
     kept = target.abs()[seen[-1]].min()
     assert kept >= target.abs()[~seen[-1]].max()  # the evidence, not the start, has chosen
 
